@@ -1,0 +1,2 @@
+//! pleach-agent
+fn main() {}

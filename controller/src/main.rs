@@ -1,0 +1,2 @@
+//! pleach-controller
+fn main() {}

@@ -1,0 +1,2 @@
+//! pleach-cli
+fn main() {}
