@@ -1,0 +1,110 @@
+//! Sealing: a payload goes in, chunk by chunk, and a sealed bundle, its digest and its hash tree come out.
+//!
+//! STREAM (Hoang, Reyhanitabar, Rogaway, Vizár: Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance,
+//! 2015): the nonce of a chunk is `prefix (7) || counter (u32, big endian) || last (1)`, so that no chunk can be moved,
+//! repeated or left out, and the end cannot be cut off.
+
+use std::io::{Read, Write};
+
+use pleach_domain::Digest;
+use ring::aead;
+use ring::digest::{Context, SHA256};
+use zeroize::Zeroizing;
+
+use crate::error::ArtifactError;
+use crate::header::{CHUNK_BYTES, HEADER_BYTES, Header, Layout, Suite, TAG_BYTES};
+use crate::key::{ContentKey, random};
+use crate::tree::{self, Leaves};
+
+/// What sealing made, beside the bytes it wrote.
+#[derive(Debug)]
+pub struct Sealed {
+    /// SHA-256 of the sealed bundle: its identity.
+    pub digest: Digest,
+    /// Length of the sealed bundle in bytes.
+    pub length: u64,
+    /// Root of the hash tree, to be signed.
+    pub tree_root: Digest,
+    /// The leaves, to be kept beside the bundle.
+    pub leaves: Leaves,
+    /// The fresh key it was sealed under.
+    pub content_key: ContentKey,
+    /// The cipher.
+    pub suite: Suite,
+}
+
+/// Seals exactly `plaintext_bytes` from `payload` under a fresh content key. Holds one chunk in memory.
+///
+/// # Errors
+/// [`ArtifactError::Length`] for a payload that is too long, [`ArtifactError::SourceLength`] when the source ends early or
+/// goes on, [`ArtifactError::Io`] when reading or writing fails. What was written by then is to be thrown away.
+pub fn seal(payload: &mut dyn Read, plaintext_bytes: u64, suite: Suite, sink: &mut dyn Write) -> Result<Sealed, ArtifactError> {
+    seal_with(payload, plaintext_bytes, suite, ContentKey::generate()?, random()?, sink)
+}
+
+/// [`seal`] with the randomness given; apart for known-answer tests.
+pub(crate) fn seal_with(
+    payload: &mut dyn Read,
+    plaintext_bytes: u64,
+    suite: Suite,
+    content_key: ContentKey,
+    nonce_prefix: [u8; 7],
+    sink: &mut dyn Write,
+) -> Result<Sealed, ArtifactError> {
+    let layout = Layout::of_plaintext(plaintext_bytes)?;
+    let header = Header { suite, plaintext_bytes, nonce_prefix };
+    let aad = header.encode();
+    let cipher = cipher(&content_key, suite)?;
+    let mut whole = Context::new(&SHA256);
+    let mut leaves = Vec::with_capacity(layout.chunk_count() as usize);
+    let mut buffer = Zeroizing::new(Vec::with_capacity(HEADER_BYTES + CHUNK_BYTES + TAG_BYTES));
+    let mut left = plaintext_bytes;
+    for index in 0..layout.chunk_count() {
+        buffer.clear();
+        if index == 0 {
+            buffer.extend_from_slice(&aad);
+        }
+        let start = buffer.len();
+        let take = left.min(CHUNK_BYTES as u64);
+        fill(payload, &mut buffer, take, plaintext_bytes - left, plaintext_bytes)?;
+        left -= take;
+        let nonce = nonce(&header, index, left == 0);
+        let plain = buffer.get_mut(start..).unwrap_or_default();
+        let tag = cipher
+            .seal_in_place_separate_tag(nonce, aead::Aad::from(aad), plain)
+            .map_err(|_| ArtifactError::Crypto("encryption of a chunk"))?;
+        buffer.extend_from_slice(tag.as_ref());
+        whole.update(&buffer);
+        leaves.push(tree::leaf(&buffer));
+        sink.write_all(&buffer).map_err(ArtifactError::io("writing the sealed bundle"))?;
+    }
+    refuse_surplus(payload, plaintext_bytes)?;
+    let leaves = Leaves::new(leaves);
+    Ok(Sealed { digest: tree::finish(whole), length: layout.sealed_bytes(), tree_root: leaves.root(), leaves, content_key, suite })
+}
+
+pub(crate) fn cipher(key: &ContentKey, suite: Suite) -> Result<aead::LessSafeKey, ArtifactError> {
+    let key = aead::UnboundKey::new(suite.algorithm(), key.secret_bytes()).map_err(|_| ArtifactError::Crypto("content key"))?;
+    Ok(aead::LessSafeKey::new(key))
+}
+
+pub(crate) fn nonce(header: &Header, index: u32, last: bool) -> aead::Nonce {
+    let mut bytes = [0; aead::NONCE_LEN];
+    bytes[..7].copy_from_slice(&header.nonce_prefix);
+    bytes[7..11].copy_from_slice(&index.to_be_bytes());
+    bytes[11] = u8::from(last);
+    aead::Nonce::assume_unique_for_key(bytes)
+}
+
+fn fill(source: &mut dyn Read, buffer: &mut Vec<u8>, take: u64, before: u64, promised: u64) -> Result<(), ArtifactError> {
+    let got = source.take(take).read_to_end(buffer).map_err(ArtifactError::io("reading the payload"))? as u64;
+    if got == take { Ok(()) } else { Err(ArtifactError::SourceLength { got: before + got, expected: promised }) }
+}
+
+fn refuse_surplus(source: &mut dyn Read, promised: u64) -> Result<(), ArtifactError> {
+    let mut probe = Vec::new();
+    match source.take(1).read_to_end(&mut probe).map_err(ArtifactError::io("reading the payload"))? {
+        0 => Ok(()),
+        _ => Err(ArtifactError::SourceLength { got: promised + 1, expected: promised }),
+    }
+}
