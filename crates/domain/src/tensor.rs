@@ -187,7 +187,7 @@ impl Tensor {
     pub fn slice_rows(&self, start: usize, end: usize) -> Self {
         let rows = self.rows();
         let (start, end) = (start.min(rows), end.min(rows).max(start.min(rows)));
-        let row = if rows == 0 { 0 } else { element_count(&self.data) / rows };
+        let row = element_count(&self.data).checked_div(rows).unwrap_or(0);
         let mut shape = self.shape.clone();
         if let Some(first) = shape.first_mut() {
             *first = end - start;
