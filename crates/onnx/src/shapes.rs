@@ -1,0 +1,136 @@
+//! Shapes without a shape-inference engine: a probe copy of the model, run at two batch sizes, tells them all.
+//!
+//! The probe hangs a `Shape` node on every tensor and gives only those as outputs, so any operator the runtime runs is covered
+//! and only a few integers leave it. Axes that moved between the runs grow with the batch; the others are static.
+
+use std::collections::HashMap;
+
+use crate::builder;
+use crate::error::OnnxError;
+use crate::model::Model;
+use crate::patch::Patch;
+use crate::proto::{NodeProto, ValueInfoProto};
+
+/// Length of one axis as a function of the batch: `base + per_row * rows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AxisLength {
+    /// Length at batch 0.
+    pub base: i64,
+    /// Growth with each row of the batch; 0 for static axes.
+    pub per_row: i64,
+}
+
+impl AxisLength {
+    /// Length at a batch size, in elements; 0 when it would be negative.
+    pub fn at(self, rows: usize) -> usize {
+        let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        usize::try_from(self.per_row.saturating_mul(rows).saturating_add(self.base)).unwrap_or(0)
+    }
+}
+
+/// Shapes of every tensor of a model that is a tensor at run time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shapes {
+    tensors: HashMap<String, Vec<AxisLength>>,
+}
+
+impl Shapes {
+    /// Axis lengths of a tensor at a batch size.
+    pub fn at(&self, tensor: &str, rows: usize) -> Option<Vec<usize>> {
+        self.tensors.get(tensor).map(|axes| axes.iter().map(|axis| axis.at(rows)).collect())
+    }
+
+    /// Axes of a tensor.
+    pub fn axes(&self, tensor: &str) -> Option<&[AxisLength]> {
+        self.tensors.get(tensor).map(Vec::as_slice)
+    }
+
+    /// Records a tensor's axes, e.g. of a graph built by hand.
+    pub fn insert(&mut self, tensor: &str, axes: Vec<AxisLength>) {
+        self.tensors.insert(tensor.to_owned(), axes);
+    }
+}
+
+/// A copy of a model whose outputs are the shapes of its tensors.
+#[derive(Clone, Debug)]
+pub struct ShapeProbe {
+    /// The copy to run; each output is a list of INT64 axis lengths.
+    pub model: Model,
+    tensors: Vec<String>,
+    known: Shapes,
+}
+
+impl ShapeProbe {
+    /// Builds the probe of a model.
+    ///
+    /// # Errors
+    /// What validation finds in the probe.
+    pub fn new(model: &Model) -> Result<Self, OnnxError> {
+        let mut known = Shapes::default();
+        for name in model.initializers() {
+            let dims = model.constant_dims(name).unwrap_or_default();
+            known.insert(name, dims.iter().map(|&d| AxisLength { base: i64::try_from(d).unwrap_or(i64::MAX), per_row: 0 }).collect());
+        }
+        let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
+        let produced = model.nodes().filter(|n| !no_tensor(n.op_type())).flat_map(|n| n.outputs()).map(str::to_owned);
+        let tensors: Vec<String> = inputs.into_iter().chain(produced).collect();
+        let (mut patch, mut outputs) = (Patch::new(), Vec::new());
+        for (i, tensor) in tensors.iter().enumerate() {
+            let name = format!("pleach.shape.{i}");
+            patch.append_node(NodeProto {
+                op_type: Some("Shape".to_owned()),
+                name: Some(name.clone()),
+                input: vec![tensor.clone()],
+                output: vec![name.clone()],
+                ..NodeProto::default()
+            });
+            outputs.push(shape_output(&name));
+        }
+        patch.set_outputs(outputs);
+        Ok(Self { model: model.apply(&patch)?, tensors, known })
+    }
+
+    /// Reads the shapes off two runs at different batch sizes; outputs in the order of the probe model's. For a model of fixed
+    /// batch give the same run twice.
+    ///
+    /// # Errors
+    /// [`OnnxError::Probe`] when the results do not fit the probe.
+    pub fn read(&self, small: (usize, &[Vec<i64>]), large: (usize, &[Vec<i64>])) -> Result<Shapes, OnnxError> {
+        let expected = self.tensors.len();
+        if small.1.len() != expected || large.1.len() != expected {
+            return Err(OnnxError::Probe(format!("expected {expected} shapes, got {} and {}", small.1.len(), large.1.len())));
+        }
+        let rows = large.0 as i64 - small.0 as i64;
+        let mut shapes = self.known.clone();
+        for ((tensor, a), b) in self.tensors.iter().zip(small.1).zip(large.1) {
+            if a.len() != b.len() {
+                return Err(OnnxError::Probe(format!("the rank of `{tensor}` moves with the batch: {a:?} and {b:?}")));
+            }
+            let axis = |(&a, &b): (&i64, &i64)| {
+                let per_row = if rows == 0 { 0 } else { (b - a) / rows };
+                AxisLength { base: a - per_row * small.0 as i64, per_row }
+            };
+            shapes.insert(tensor, a.iter().zip(b).map(axis).collect());
+        }
+        Ok(shapes)
+    }
+}
+
+fn shape_output(name: &str) -> ValueInfoProto {
+    builder::value_info(name, builder::ElementKind::Int64, None)
+}
+
+/// Operators whose outputs are sequences or optionals, which have no shape.
+fn no_tensor(op: &str) -> bool {
+    matches!(
+        op,
+        "SequenceConstruct"
+            | "SequenceEmpty"
+            | "SequenceInsert"
+            | "SequenceErase"
+            | "SequenceMap"
+            | "SplitToSequence"
+            | "Optional"
+            | "ZipMap"
+    )
+}

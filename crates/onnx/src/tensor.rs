@@ -1,0 +1,221 @@
+//! Constants: how ONNX stores them, whatever the storage, and how Pleach writes them back.
+
+use half::{bf16, f16};
+use prost::bytes::Bytes;
+
+use crate::error::OnnxError;
+use crate::proto::TensorProto;
+use crate::proto::tensor_proto::{DataLocation, DataType};
+
+/// A constant's elements, row-major, decoded from any storage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constant {
+    /// Axis lengths; empty for a scalar.
+    pub dims: Vec<usize>,
+    /// The elements.
+    pub data: ConstantData,
+}
+
+/// Elements by kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConstantData {
+    /// FLOAT, FLOAT16, BFLOAT16 and DOUBLE, as single precision.
+    Floats(Vec<f32>),
+    /// Integers and booleans of up to 64 bits.
+    Ints(Vec<i64>),
+    /// Everything Pleach does not compute with: strings, complex numbers, sub-byte and 8-bit floats.
+    Other,
+}
+
+impl Constant {
+    /// The elements as floats, when they are.
+    pub fn floats(&self) -> Option<&[f32]> {
+        match &self.data {
+            ConstantData::Floats(values) => Some(values),
+            ConstantData::Ints(_) | ConstantData::Other => None,
+        }
+    }
+
+    /// The elements as integers, when they are.
+    pub fn ints(&self) -> Option<&[i64]> {
+        match &self.data {
+            ConstantData::Ints(values) => Some(values),
+            ConstantData::Floats(_) | ConstantData::Other => None,
+        }
+    }
+}
+
+/// The element type, `UNDEFINED` when it is not one of the schema.
+pub(crate) fn data_type(tensor: &TensorProto) -> DataType {
+    DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined)
+}
+
+/// Axis lengths, checked: none negative, no overflow.
+pub(crate) fn dims(tensor: &TensorProto) -> Result<Vec<usize>, OnnxError> {
+    let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
+    let dims = dims.ok_or_else(|| wrong(tensor, format!("dimensions {:?}: expected none negative", tensor.dims)))?;
+    if element_count(&dims).is_none() {
+        return Err(wrong(tensor, format!("dimensions {:?} overflow", tensor.dims)));
+    }
+    Ok(dims)
+}
+
+/// Number of elements, `None` on overflow.
+pub(crate) fn element_count(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1usize, |a, &d| a.checked_mul(d))
+}
+
+/// Bits of one element in `raw_data`, `None` for types that have none there.
+pub(crate) fn element_bits(kind: DataType) -> Option<usize> {
+    match kind {
+        DataType::Undefined | DataType::String => None,
+        DataType::Uint2 | DataType::Int2 => Some(2),
+        DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => Some(4),
+        DataType::Float6e2m3 | DataType::Float6e3m2 => Some(6),
+        DataType::Uint8
+        | DataType::Int8
+        | DataType::Bool
+        | DataType::Float8e4m3fn
+        | DataType::Float8e4m3fnuz
+        | DataType::Float8e5m2
+        | DataType::Float8e5m2fnuz
+        | DataType::Float8e8m0 => Some(8),
+        DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16 => Some(16),
+        DataType::Float | DataType::Int32 | DataType::Uint32 => Some(32),
+        DataType::Double | DataType::Int64 | DataType::Uint64 | DataType::Complex64 => Some(64),
+        DataType::Complex128 => Some(128),
+    }
+}
+
+/// Checks that dimensions, type and data agree.
+pub(crate) fn check(tensor: &TensorProto, max_rank: usize) -> Result<(), OnnxError> {
+    let dims = dims(tensor)?;
+    if dims.len() > max_rank {
+        return Err(wrong(tensor, format!("rank {}: expected at most {max_rank}", dims.len())));
+    }
+    if tensor.data_location() == DataLocation::External || !tensor.external_data.is_empty() {
+        return Err(OnnxError::ExternalData { name: tensor.name().to_owned() });
+    }
+    let kind = data_type(tensor);
+    let count = element_count(&dims).unwrap_or(usize::MAX);
+    if kind == DataType::Undefined {
+        return Err(wrong(tensor, format!("element type {}: expected one of the ONNX schema", tensor.data_type())));
+    }
+    let (got, expected) = match (&tensor.raw_data, element_bits(kind)) {
+        (Some(raw), Some(bits)) if !raw.is_empty() => (raw.len(), count.checked_mul(bits).map(|b| b.div_ceil(8))),
+        _ => typed_length(tensor, kind, count),
+    };
+    if expected == Some(got) {
+        return Ok(());
+    }
+    let expected = expected.map_or_else(|| "less".to_owned(), |e| e.to_string());
+    Err(wrong(tensor, format!("dimensions {dims:?} of {} need {expected} bytes or elements, got {got}", kind.as_str_name())))
+}
+
+/// Elements in the typed list of a kind, and how many there must be.
+fn typed_length(tensor: &TensorProto, kind: DataType, count: usize) -> (usize, Option<usize>) {
+    match kind {
+        DataType::Float => (tensor.float_data.len(), Some(count)),
+        DataType::Complex64 => (tensor.float_data.len(), count.checked_mul(2)),
+        DataType::Double => (tensor.double_data.len(), Some(count)),
+        DataType::Complex128 => (tensor.double_data.len(), count.checked_mul(2)),
+        DataType::Int64 => (tensor.int64_data.len(), Some(count)),
+        DataType::Uint32 | DataType::Uint64 => (tensor.uint64_data.len(), Some(count)),
+        DataType::String => (tensor.string_data.len(), Some(count)),
+        DataType::Uint2 | DataType::Int2 => (tensor.int32_data.len(), Some(count.div_ceil(4))),
+        DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => (tensor.int32_data.len(), Some(count.div_ceil(2))),
+        DataType::Undefined
+        | DataType::Uint8
+        | DataType::Int8
+        | DataType::Uint16
+        | DataType::Int16
+        | DataType::Int32
+        | DataType::Bool
+        | DataType::Float16
+        | DataType::Bfloat16
+        | DataType::Float8e4m3fn
+        | DataType::Float8e4m3fnuz
+        | DataType::Float8e5m2
+        | DataType::Float8e5m2fnuz
+        | DataType::Float8e8m0
+        | DataType::Float6e2m3
+        | DataType::Float6e3m2 => (tensor.int32_data.len(), Some(count)),
+    }
+}
+
+/// Decodes a checked tensor.
+pub(crate) fn decode(tensor: &TensorProto) -> Result<Constant, OnnxError> {
+    let dims = dims(tensor)?;
+    let raw: &[u8] = tensor.raw_data.as_deref().unwrap_or_default();
+    let bits = || tensor.int32_data.iter().map(|&v| v as u16); // the low half holds the bits
+    let typed = raw.is_empty();
+    let data = match data_type(tensor) {
+        DataType::Float if typed => ConstantData::Floats(tensor.float_data.clone()),
+        DataType::Float => ConstantData::Floats(map(raw, f32::from_le_bytes)),
+        DataType::Float16 if typed => ConstantData::Floats(bits().map(|b| f16::from_bits(b).to_f32()).collect()),
+        DataType::Float16 => ConstantData::Floats(map(raw, |b| f16::from_le_bytes(b).to_f32())),
+        DataType::Bfloat16 if typed => ConstantData::Floats(bits().map(|b| bf16::from_bits(b).to_f32()).collect()),
+        DataType::Bfloat16 => ConstantData::Floats(map(raw, |b| bf16::from_le_bytes(b).to_f32())),
+        DataType::Double if typed => ConstantData::Floats(tensor.double_data.iter().map(|&v| v as f32).collect()),
+        DataType::Double => ConstantData::Floats(map(raw, |b| f64::from_le_bytes(b) as f32)),
+        DataType::Int64 if typed => ConstantData::Ints(tensor.int64_data.clone()),
+        DataType::Int64 => ConstantData::Ints(map(raw, i64::from_le_bytes)),
+        DataType::Uint64 if typed => ConstantData::Ints(tensor.uint64_data.iter().map(|&v| v as i64).collect()),
+        DataType::Uint64 => ConstantData::Ints(map(raw, |b| u64::from_le_bytes(b) as i64)),
+        DataType::Uint32 if typed => ConstantData::Ints(tensor.uint64_data.iter().map(|&v| v as i64).collect()),
+        DataType::Uint32 => ConstantData::Ints(map(raw, |b| i64::from(u32::from_le_bytes(b)))),
+        DataType::Int32 | DataType::Int16 | DataType::Uint16 | DataType::Int8 | DataType::Uint8 | DataType::Bool if typed => {
+            ConstantData::Ints(tensor.int32_data.iter().map(|&v| i64::from(v)).collect())
+        }
+        DataType::Int32 => ConstantData::Ints(map(raw, |b| i64::from(i32::from_le_bytes(b)))),
+        DataType::Int16 => ConstantData::Ints(map(raw, |b| i64::from(i16::from_le_bytes(b)))),
+        DataType::Uint16 => ConstantData::Ints(map(raw, |b| i64::from(u16::from_le_bytes(b)))),
+        DataType::Int8 => ConstantData::Ints(map(raw, |b| i64::from(i8::from_le_bytes(b)))),
+        DataType::Uint8 | DataType::Bool => ConstantData::Ints(map(raw, |b| i64::from(u8::from_le_bytes(b)))),
+        _ => ConstantData::Other,
+    };
+    Ok(Constant { dims, data })
+}
+
+/// A tensor of floats in the storage type of `like` (FLOAT when that is not a float type), as `raw_data`.
+pub(crate) fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: DataType) -> Result<TensorProto, OnnxError> {
+    let raw: Vec<u8> = match kind {
+        DataType::Float16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        DataType::Bfloat16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DataType::Double => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    let kind = match kind {
+        DataType::Float16 | DataType::Bfloat16 | DataType::Double => kind,
+        _ => DataType::Float,
+    };
+    encode_raw(name, dims, values.len(), raw, kind)
+}
+
+/// An INT64 tensor as `raw_data`.
+pub(crate) fn encode_ints(name: &str, dims: &[usize], values: &[i64]) -> Result<TensorProto, OnnxError> {
+    let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    encode_raw(name, dims, values.len(), raw, DataType::Int64)
+}
+
+fn encode_raw(name: &str, dims: &[usize], count: usize, raw: Vec<u8>, kind: DataType) -> Result<TensorProto, OnnxError> {
+    if element_count(dims) != Some(count) {
+        return Err(OnnxError::Tensor { name: name.to_owned(), reason: format!("dimensions {dims:?} cannot hold {count} elements") });
+    }
+    let dims = dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
+    Ok(TensorProto {
+        name: Some(name.to_owned()),
+        dims,
+        data_type: Some(kind.into()),
+        raw_data: Some(Bytes::from(raw)),
+        ..TensorProto::default()
+    })
+}
+
+fn map<const N: usize, T>(raw: &[u8], parse: impl Fn([u8; N]) -> T) -> Vec<T> {
+    raw.as_chunks::<N>().0.iter().map(|chunk| parse(*chunk)).collect()
+}
+
+fn wrong(tensor: &TensorProto, reason: String) -> OnnxError {
+    OnnxError::Tensor { name: tensor.name().to_owned(), reason }
+}

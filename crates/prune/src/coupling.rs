@@ -1,0 +1,1 @@
+//! Coupling groups: which channels of which tensors must be removed together.
