@@ -1,5 +1,7 @@
 //! Runs the real library on real and on broken models. `ORT_DYLIB_PATH` must name libonnxruntime.so.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may fail by panicking
+
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
