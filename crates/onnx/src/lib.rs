@@ -13,7 +13,7 @@ mod model;
 mod patch;
 mod shapes;
 mod stats;
-mod tensor;
+pub mod tensor;
 mod validate;
 mod wire;
 

@@ -7,6 +7,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::error::OnnxError;
+use crate::proto::tensor_proto::DataType;
 use crate::proto::tensor_shape_proto::dimension::Value as DimValue;
 use crate::proto::type_proto::Value as TypeValue;
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
@@ -187,6 +188,18 @@ impl Model {
         node.attribute("value").and_then(|a| a.t.as_ref())
     }
 
+    /// A constant as a tensor of its own name, whatever form its node or initializer has.
+    pub fn constant_tensor(&self, name: &str) -> Option<TensorProto> {
+        if let Some(tensor) = self.constant_proto(name) {
+            return Some(TensorProto { name: Some(name.to_owned()), ..tensor.clone() });
+        }
+        match self.constant(name)? {
+            Constant { dims, data: ConstantData::Floats(values) } => tensor::encode_floats(name, &dims, &values, DataType::Float).ok(),
+            Constant { dims, data: ConstantData::Ints(values) } => tensor::encode_ints(name, &dims, &values).ok(),
+            Constant { data: ConstantData::Other, .. } => None,
+        }
+    }
+
     /// Axis lengths of a constant.
     pub fn constant_dims(&self, name: &str) -> Option<Vec<usize>> {
         match self.constant_proto(name) {
@@ -315,6 +328,11 @@ impl<'a> Node<'a> {
     /// Present outputs, in order.
     pub fn outputs(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         self.proto.output.iter().map(String::as_str).filter(|n| !n.is_empty())
+    }
+
+    /// Outer tensors that graphs nested in this node use.
+    pub fn captured(&self) -> Vec<&'a str> {
+        captured(self.proto)
     }
 
     /// An attribute as stored.

@@ -148,6 +148,10 @@ impl Patch {
         self
     }
 
+    fn removes(&self, index: usize) -> bool {
+        self.nodes.get(&index).is_some_and(|edit| edit.replacement.is_some())
+    }
+
     fn edit(&mut self, id: NodeId) -> &mut Edit {
         self.nodes.entry(id.0).or_default()
     }
@@ -189,7 +193,9 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
                 metadata_props: std::mem::take(&mut old.metadata_props),
                 ..tensor.clone()
             };
-        } else if let Some(node) = graph.node.iter_mut().find(|n| n.op_type() == "Constant" && n.output.first() == Some(name)) {
+        } else if let Some((_, node)) = (graph.node.iter_mut().enumerate())
+            .find(|(i, n)| n.op_type() == "Constant" && n.output.first() == Some(name) && !patch.removes(*i))
+        {
             node.attribute = vec![crate::builder::attribute("value", tensor.clone())];
         } else {
             graph.initializer.push(tensor.clone());

@@ -1,5 +1,7 @@
 //! Constants: how ONNX stores them, whatever the storage, and how Pleach writes them back.
 
+use std::borrow::Cow;
+
 use half::{bf16, f16};
 use prost::bytes::Bytes;
 
@@ -143,38 +145,121 @@ fn typed_length(tensor: &TensorProto, kind: DataType, count: usize) -> (usize, O
     }
 }
 
+/// A tensor's elements as little-endian row-major bytes, whatever list holds them; `None` for strings.
+fn raw(tensor: &TensorProto) -> Option<Cow<'_, [u8]>> {
+    if let Some(raw) = tensor.raw_data.as_deref().filter(|raw| !raw.is_empty()) {
+        return Some(Cow::Borrowed(raw));
+    }
+    let small = || tensor.int32_data.iter();
+    Some(Cow::Owned(match data_type(tensor) {
+        DataType::Undefined | DataType::String => return None,
+        DataType::Float | DataType::Complex64 => tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Double | DataType::Complex128 => tensor.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Int64 => tensor.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Uint64 => tensor.uint64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Uint32 => tensor.uint64_data.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
+        DataType::Int32 => small().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16 => {
+            small().flat_map(|&v| (v as u16).to_le_bytes()).collect()
+        }
+        DataType::Uint8
+        | DataType::Int8
+        | DataType::Bool
+        | DataType::Uint2
+        | DataType::Int2
+        | DataType::Uint4
+        | DataType::Int4
+        | DataType::Float4e2m1
+        | DataType::Float6e2m3
+        | DataType::Float6e3m2
+        | DataType::Float8e4m3fn
+        | DataType::Float8e4m3fnuz
+        | DataType::Float8e5m2
+        | DataType::Float8e5m2fnuz
+        | DataType::Float8e8m0 => small().map(|&v| v as u8).collect(),
+    }))
+}
+
 /// Decodes a checked tensor.
 pub(crate) fn decode(tensor: &TensorProto) -> Result<Constant, OnnxError> {
     let dims = dims(tensor)?;
-    let raw: &[u8] = tensor.raw_data.as_deref().unwrap_or_default();
-    let bits = || tensor.int32_data.iter().map(|&v| v as u16); // the low half holds the bits
-    let typed = raw.is_empty();
+    let raw = raw(tensor).unwrap_or_default();
     let data = match data_type(tensor) {
-        DataType::Float if typed => ConstantData::Floats(tensor.float_data.clone()),
-        DataType::Float => ConstantData::Floats(map(raw, f32::from_le_bytes)),
-        DataType::Float16 if typed => ConstantData::Floats(bits().map(|b| f16::from_bits(b).to_f32()).collect()),
-        DataType::Float16 => ConstantData::Floats(map(raw, |b| f16::from_le_bytes(b).to_f32())),
-        DataType::Bfloat16 if typed => ConstantData::Floats(bits().map(|b| bf16::from_bits(b).to_f32()).collect()),
-        DataType::Bfloat16 => ConstantData::Floats(map(raw, |b| bf16::from_le_bytes(b).to_f32())),
-        DataType::Double if typed => ConstantData::Floats(tensor.double_data.iter().map(|&v| v as f32).collect()),
-        DataType::Double => ConstantData::Floats(map(raw, |b| f64::from_le_bytes(b) as f32)),
-        DataType::Int64 if typed => ConstantData::Ints(tensor.int64_data.clone()),
-        DataType::Int64 => ConstantData::Ints(map(raw, i64::from_le_bytes)),
-        DataType::Uint64 if typed => ConstantData::Ints(tensor.uint64_data.iter().map(|&v| v as i64).collect()),
-        DataType::Uint64 => ConstantData::Ints(map(raw, |b| u64::from_le_bytes(b) as i64)),
-        DataType::Uint32 if typed => ConstantData::Ints(tensor.uint64_data.iter().map(|&v| v as i64).collect()),
-        DataType::Uint32 => ConstantData::Ints(map(raw, |b| i64::from(u32::from_le_bytes(b)))),
-        DataType::Int32 | DataType::Int16 | DataType::Uint16 | DataType::Int8 | DataType::Uint8 | DataType::Bool if typed => {
-            ConstantData::Ints(tensor.int32_data.iter().map(|&v| i64::from(v)).collect())
-        }
-        DataType::Int32 => ConstantData::Ints(map(raw, |b| i64::from(i32::from_le_bytes(b)))),
-        DataType::Int16 => ConstantData::Ints(map(raw, |b| i64::from(i16::from_le_bytes(b)))),
-        DataType::Uint16 => ConstantData::Ints(map(raw, |b| i64::from(u16::from_le_bytes(b)))),
-        DataType::Int8 => ConstantData::Ints(map(raw, |b| i64::from(i8::from_le_bytes(b)))),
-        DataType::Uint8 | DataType::Bool => ConstantData::Ints(map(raw, |b| i64::from(u8::from_le_bytes(b)))),
+        DataType::Float => ConstantData::Floats(map(&raw, f32::from_le_bytes)),
+        DataType::Float16 => ConstantData::Floats(map(&raw, |b| f16::from_le_bytes(b).to_f32())),
+        DataType::Bfloat16 => ConstantData::Floats(map(&raw, |b| bf16::from_le_bytes(b).to_f32())),
+        DataType::Double => ConstantData::Floats(map(&raw, |b| f64::from_le_bytes(b) as f32)),
+        DataType::Int64 => ConstantData::Ints(map(&raw, i64::from_le_bytes)),
+        DataType::Uint64 => ConstantData::Ints(map(&raw, |b| u64::from_le_bytes(b) as i64)),
+        DataType::Uint32 => ConstantData::Ints(map(&raw, |b| i64::from(u32::from_le_bytes(b)))),
+        DataType::Int32 => ConstantData::Ints(map(&raw, |b| i64::from(i32::from_le_bytes(b)))),
+        DataType::Int16 => ConstantData::Ints(map(&raw, |b| i64::from(i16::from_le_bytes(b)))),
+        DataType::Uint16 => ConstantData::Ints(map(&raw, |b| i64::from(u16::from_le_bytes(b)))),
+        DataType::Int8 => ConstantData::Ints(map(&raw, |b| i64::from(i8::from_le_bytes(b)))),
+        DataType::Uint8 | DataType::Bool => ConstantData::Ints(map(&raw, |b| i64::from(u8::from_le_bytes(b)))),
         _ => ConstantData::Other,
     };
     Ok(Constant { dims, data })
+}
+
+/// A copy of a tensor that holds, along one axis, the given indices in the given order. Cost: one copy of the result.
+///
+/// # Errors
+/// [`OnnxError::Tensor`] when the axis or an index is not there, or elements are no whole bytes.
+pub fn select(tensor: &TensorProto, axis: usize, indices: &[usize]) -> Result<TensorProto, OnnxError> {
+    along(tensor, axis, |row, index_bytes, length| {
+        let mut out = Vec::with_capacity(indices.len() * index_bytes);
+        for &index in indices.iter().filter(|&&i| i < length) {
+            out.extend_from_slice(row.get(index * index_bytes..(index + 1) * index_bytes)?);
+        }
+        (out.len() == indices.len() * index_bytes).then_some(out)
+    })
+    .map(|mut selected| {
+        if let Some(dim) = selected.dims.get_mut(axis) {
+            *dim = i64::try_from(indices.len()).unwrap_or(i64::MAX);
+        }
+        selected
+    })
+}
+
+/// A copy of a tensor with zeros, along one axis, at the given indices.
+///
+/// # Errors
+/// As [`select`].
+pub fn zero(tensor: &TensorProto, axis: usize, indices: &[usize]) -> Result<TensorProto, OnnxError> {
+    along(tensor, axis, |row, index_bytes, _| {
+        let mut out = row.to_vec();
+        for &index in indices {
+            out.get_mut(index * index_bytes..(index + 1) * index_bytes)?.fill(0);
+        }
+        Some(out)
+    })
+}
+
+/// Rewrites each run of one axis: `rewrite(bytes of the axis, bytes of one index, length)`.
+fn along(tensor: &TensorProto, axis: usize, rewrite: impl Fn(&[u8], usize, usize) -> Option<Vec<u8>>) -> Result<TensorProto, OnnxError> {
+    let dims = dims(tensor)?;
+    let bytes = element_bits(data_type(tensor)).filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8);
+    let (Some(bytes), Some(&length), Some(raw)) = (bytes, dims.get(axis), raw(tensor)) else {
+        return Err(wrong(tensor, format!("axis {axis} of dimensions {dims:?} cannot be cut")));
+    };
+    let index_bytes = dims.iter().skip(axis + 1).product::<usize>() * bytes;
+    let mut out = Vec::new();
+    if index_bytes * length > 0 {
+        for row in raw.chunks_exact(index_bytes * length) {
+            let row = rewrite(row, index_bytes, length);
+            out.extend(row.ok_or_else(|| wrong(tensor, format!("an index is outside axis {axis} of length {length}")))?);
+        }
+    }
+    Ok(TensorProto {
+        name: tensor.name.clone(),
+        doc_string: tensor.doc_string.clone(),
+        metadata_props: tensor.metadata_props.clone(),
+        dims: tensor.dims.clone(),
+        data_type: tensor.data_type,
+        raw_data: Some(Bytes::from(out)),
+        ..TensorProto::default()
+    })
 }
 
 /// A tensor of floats in the storage type of `like` (FLOAT when that is not a float type), as `raw_data`.

@@ -1,1 +1,274 @@
-//! Coupling groups: which channels of which tensors must be removed together.
+//! Coupling groups: which channels of which tensors must be removed together, or the reason why they stay.
+//!
+//! Every axis of every tensor is a list of pieces (Concat), each a product of atoms (Flatten, Reshape); every index of an atom
+//! is a node of a union-find. A walk over the graph in order gives each output axis the atoms of the inputs it comes from,
+//! makes a new atom where a layer makes new channels, and unifies indices where an operator lets them meet (an Add). What is
+//! connected is a group, and each class of unified indices is one *unit* of it: the least that can be removed. An operator
+//! without a rule freezes every axis it touches; it never fails and never guesses.
+//!
+//! The method is that of dependency graphs (Fang et al., "DepGraph", CVPR 2023), on indices instead of layers.
+//! This module reads a model and its shapes; it changes nothing: see [`crate::surgery`].
+
+mod axes;
+mod groups;
+mod rules;
+mod shapes;
+
+use std::collections::BTreeMap;
+
+use pleach_domain::DomainError;
+use pleach_domain::runtime::RuntimeError;
+use pleach_onnx::{Model, NodeId, OnnxError, Shapes, node_macs};
+use thiserror::Error;
+
+pub use shapes::measure_shapes;
+
+/// Which group; numbered from 0 in the order of the first producer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct GroupId(pub usize);
+
+/// Which units each group keeps: sorted, without repetition. A group that is not named keeps all.
+pub type Keep = BTreeMap<GroupId, Vec<usize>>;
+
+/// Where the units of a group lie on one axis: for each unit its indices, ascending; empty where the axis does not hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Units(Vec<Vec<usize>>);
+
+impl Units {
+    /// Indices of one unit on the axis.
+    pub fn of(&self, unit: usize) -> &[usize] {
+        self.0.get(unit).map_or(&[], Vec::as_slice)
+    }
+
+    /// Number of units of the group.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the group has no units; never true for a group that was found.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All units in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[usize]> {
+        self.0.iter().map(Vec::as_slice)
+    }
+
+    /// Indices of the given units on the axis, ascending.
+    pub fn indices(&self, units: &[usize]) -> Vec<usize> {
+        let mut indices: Vec<usize> = units.iter().flat_map(|&u| self.of(u)).copied().collect();
+        indices.sort_unstable();
+        indices
+    }
+
+    /// Indices of each unit when all have the same number, e.g. `H * W` behind a Flatten.
+    pub fn repeat(&self) -> Option<usize> {
+        let first = self.0.first()?.len();
+        self.0.iter().all(|indices| indices.len() == first).then_some(first)
+    }
+}
+
+/// A constant that is cut with the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Name of the initializer, or the output of its `Constant` node.
+    pub constant: String,
+    /// The axis that is cut.
+    pub axis: usize,
+    /// Where the units lie on it.
+    pub units: Units,
+}
+
+/// An axis of an activation that gets shorter with the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorAxis {
+    /// Tensor name.
+    pub tensor: String,
+    /// The axis.
+    pub axis: usize,
+    /// Where the units lie on it.
+    pub units: Units,
+}
+
+/// A Conv, Gemm or MatMul that makes the group's channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Producer {
+    /// The node.
+    pub node: NodeId,
+    /// Its weight.
+    pub weight: String,
+    /// The weight's output axis.
+    pub axis: usize,
+    /// Its bias, when it has one.
+    pub bias: Option<String>,
+    /// The node's output tensor.
+    pub output: String,
+    /// Where the units lie on the weight's output axis.
+    pub units: Units,
+}
+
+/// A Conv, Gemm or MatMul that sums over the group's channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// The node.
+    pub node: NodeId,
+    /// Its weight.
+    pub weight: String,
+    /// The weight's contracted axis.
+    pub axis: usize,
+    /// The activation it reads.
+    pub input: String,
+    /// The activation's contracted axis.
+    pub input_axis: usize,
+    /// Its bias, when it has one.
+    pub bias: Option<String>,
+    /// The node's output tensor.
+    pub output: String,
+    /// Where the units lie on the contracted axis (of weight and activation alike).
+    pub units: Units,
+}
+
+/// Everything that must be removed together, unit by unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its number.
+    pub id: GroupId,
+    /// Label of its first producer.
+    pub name: String,
+    /// Number of units.
+    pub size: usize,
+    /// Constants cut with it, weights of producers and consumers among them.
+    pub members: Vec<Member>,
+    /// Layers that make its channels, in graph order.
+    pub producers: Vec<Producer>,
+    /// Layers that sum over its channels, in graph order.
+    pub consumers: Vec<Consumer>,
+    /// Depthwise convolutions its channels pass.
+    pub depthwise: Vec<NodeId>,
+    /// Activations that get shorter with it.
+    pub tensors: Vec<TensorAxis>,
+}
+
+/// Channels that are never removed, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frozen {
+    /// The layer that makes the channels, or the constant that holds them.
+    pub name: String,
+    /// Why, naming node and operator.
+    pub reason: String,
+    /// Constants and axes concerned.
+    pub members: Vec<(String, usize)>,
+}
+
+/// What couples with what in one model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coupling {
+    /// Groups that may be narrowed, by id.
+    pub groups: Vec<Group>,
+    /// Channels that may not.
+    pub frozen: Vec<Frozen>,
+    /// Depthwise convolutions, whose `group` attribute counts input channels.
+    pub(crate) depthwise: Vec<NodeId>,
+    /// Reshapes with a literal target that follows their output's shape.
+    pub(crate) reshapes: Vec<NodeId>,
+}
+
+/// Multiply-accumulates that can shrink, of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrunableMacs {
+    /// In layers of which a group can narrow the input or the output.
+    pub prunable: u64,
+    /// In all layers.
+    pub total: u64,
+}
+
+/// Why shapes could not be measured.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CouplingError {
+    /// The probe could not be built or read.
+    #[error("shape probe")]
+    Probe(#[from] OnnxError),
+    /// The runtime refused the probe.
+    #[error("running the shape probe")]
+    Runtime(#[source] RuntimeError),
+    /// An input axis whose length neither the model nor the caller gives.
+    #[error("input `{input}`: axis {axis} is free and no example gives its length")]
+    FreeAxis {
+        /// Graph input.
+        input: String,
+        /// Which axis.
+        axis: usize,
+    },
+    /// An input of a type that cannot be probed.
+    #[error("input `{input}` has ONNX element type {element_type}: expected float, double, int32, int64, uint8 or bool with a shape")]
+    InputType {
+        /// Graph input.
+        input: String,
+        /// ONNX element type number.
+        element_type: i32,
+    },
+    /// A probe input too large to be made.
+    #[error("shape probe input")]
+    Input(#[from] DomainError),
+}
+
+impl Coupling {
+    /// Finds the groups of a model from its graph and measured shapes. Deterministic; no numbers are run.
+    pub fn find(model: &Model, shapes: &Shapes) -> Self {
+        groups::collect(rules::Trace::run(model, shapes))
+    }
+
+    /// A group by id.
+    pub fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.get(id.0)
+    }
+
+    /// Removed indices of each axis of a tensor or constant under `keep`, by axis; axes that stay whole are absent.
+    pub fn removed(&self, name: &str, keep: &Keep) -> BTreeMap<usize, Vec<usize>> {
+        let mut removed: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (id, kept) in keep {
+            let Some(group) = self.group(*id) else { continue };
+            let gone = complement(group.size, kept);
+            let members = group.members.iter().map(|m| (&m.constant, m.axis, &m.units));
+            let tensors = group.tensors.iter().map(|t| (&t.tensor, t.axis, &t.units));
+            for (_, axis, units) in members.chain(tensors).filter(|(n, ..)| *n == name) {
+                removed.entry(axis).or_default().extend(units.indices(&gone));
+            }
+        }
+        for indices in removed.values_mut() {
+            indices.sort_unstable();
+            indices.dedup();
+        }
+        removed.retain(|_, indices| !indices.is_empty());
+        removed
+    }
+
+    /// Axis lengths of a tensor or constant under `keep`, from its dense lengths.
+    pub fn lengths(&self, name: &str, dense: &[usize], keep: &Keep) -> Vec<usize> {
+        let removed = self.removed(name, keep);
+        dense.iter().enumerate().map(|(axis, &length)| length.saturating_sub(removed.get(&axis).map_or(0, Vec::len))).collect()
+    }
+
+    /// How much of the work can shrink, at batch 1.
+    pub fn prunable_macs(&self, model: &Model, shapes: &Shapes) -> PrunableMacs {
+        let narrowed: std::collections::HashSet<NodeId> = (self.groups.iter())
+            .flat_map(|g| g.producers.iter().map(|p| p.node).chain(g.consumers.iter().map(|c| c.node)).chain(g.depthwise.iter().copied()))
+            .collect();
+        let mut macs = PrunableMacs { prunable: 0, total: 0 };
+        for node in model.nodes() {
+            let count = node_macs(model, node, shapes, 1);
+            macs.total += count;
+            if narrowed.contains(&node.id) {
+                macs.prunable += count;
+            }
+        }
+        macs
+    }
+}
+
+/// The units of `0..size` that are not in `kept` (sorted).
+pub(crate) fn complement(size: usize, kept: &[usize]) -> Vec<usize> {
+    (0..size).filter(|unit| kept.binary_search(unit).is_err()).collect()
+}

@@ -1,0 +1,73 @@
+//! Measures the shapes of every tensor by running a probe of the model at two batch sizes.
+
+use std::collections::BTreeMap;
+
+use pleach_domain::runtime::{LoadedModel, Optimization, Runtime};
+use pleach_domain::{Element, Tensor};
+use pleach_onnx::proto::tensor_proto::DataType;
+use pleach_onnx::{Dim, Model, ShapeProbe, Shapes, ValueInfo};
+
+use super::CouplingError;
+
+const ROWS: [usize; 2] = [2, 3];
+
+/// Measures the shapes of every tensor of a model. `examples` gives, by input, the axis lengths behind the batch axis; it is
+/// needed only where the model leaves them free.
+///
+/// # Errors
+/// [`CouplingError`] when an input cannot be made or the runtime refuses the probe.
+pub fn measure_shapes(model: &Model, runtime: &dyn Runtime, examples: &BTreeMap<String, Vec<usize>>) -> Result<Shapes, CouplingError> {
+    let probe = ShapeProbe::new(model)?;
+    let mut loaded = runtime.load(&probe.model.encode(), Optimization::Disabled).map_err(CouplingError::Runtime)?;
+    let inputs = model.inputs();
+    let small = run(loaded.as_mut(), &inputs, examples, ROWS[0])?;
+    if !inputs.iter().any(free_batch) {
+        return Ok(probe.read((1, &small), (1, &small))?);
+    }
+    let large = run(loaded.as_mut(), &inputs, examples, ROWS[1])?;
+    Ok(probe.read((ROWS[0], &small), (ROWS[1], &large))?)
+}
+
+fn free_batch(input: &ValueInfo) -> bool {
+    matches!(input.dims.as_deref().and_then(<[Dim]>::first), Some(Dim::Free(_)))
+}
+
+fn run(
+    loaded: &mut dyn LoadedModel,
+    inputs: &[ValueInfo],
+    examples: &BTreeMap<String, Vec<usize>>,
+    rows: usize,
+) -> Result<Vec<Vec<i64>>, CouplingError> {
+    let zeros: Vec<Tensor> = inputs.iter().map(|input| zeros(input, examples.get(&input.name), rows)).collect::<Result<_, _>>()?;
+    let named: Vec<(&str, &Tensor)> = inputs.iter().map(|i| i.name.as_str()).zip(&zeros).collect();
+    let outputs = loaded.run(&named).map_err(CouplingError::Runtime)?;
+    Ok(outputs.iter().map(|tensor| tensor.as_int64().unwrap_or_default().to_vec()).collect())
+}
+
+/// An input of zeros at a batch size.
+fn zeros(input: &ValueInfo, example: Option<&Vec<usize>>, rows: usize) -> Result<Tensor, CouplingError> {
+    let wrong_type = || CouplingError::InputType { input: input.name.clone(), element_type: input.element_type };
+    let dims = input.dims.as_ref().ok_or_else(wrong_type)?;
+    let mut shape = Vec::with_capacity(dims.len());
+    for (axis, dim) in dims.iter().enumerate() {
+        shape.push(match (dim, axis) {
+            (Dim::Fixed(length), _) => *length,
+            (Dim::Free(_), 0) => rows,
+            (Dim::Free(_), _) => {
+                let length = example.and_then(|e| e.get(axis - 1)).copied();
+                length.ok_or_else(|| CouplingError::FreeAxis { input: input.name.clone(), axis })?
+            }
+        });
+    }
+    let count = shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).filter(|&n| n <= 1 << 28).unwrap_or(0);
+    let data = match DataType::try_from(input.element_type).map_err(|_| wrong_type())? {
+        DataType::Float => Element::Fp32(vec![0.0; count]),
+        DataType::Double => Element::Fp64(vec![0.0; count]),
+        DataType::Int64 => Element::Int64(vec![0; count]),
+        DataType::Int32 => Element::Int32(vec![0; count]),
+        DataType::Uint8 => Element::Uint8(vec![0; count]),
+        DataType::Bool => Element::Bool(vec![0; count]),
+        _ => return Err(wrong_type()),
+    };
+    Ok(Tensor::new(shape, data)?)
+}
