@@ -1,0 +1,266 @@
+//! The words of the command line.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pleach_domain::id::{DeviceId, ModelName};
+
+const EXAMPLES: &str = "\
+Examples:
+  pleach get devices
+  pleach get windows --class x8664-avx512-1t --limit 20 -o json
+  pleach model push --name shoes --onnx model.onnx --calibration calibration.npz --validation validation.npz
+  pleach policy apply -f policy.toml
+  pleach token create --uses 10 --ttl 1h --label site=berlin
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the controller could not be reached.";
+
+/// Prunes one trained model to fit every kind of device in a fleet, and runs the fleet.
+#[derive(Debug, Parser)]
+#[command(name = "pleach", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// Where the controller is.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to reach the controller.
+#[derive(Args, Debug)]
+pub struct ConnectionArgs {
+    /// Address of the controller's REST interface
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Connection",
+        env = "PLEACH_API",
+        default_value = "https://localhost:7444",
+        value_name = "URL"
+    )]
+    pub api: String,
+    /// Certificate of the controller's CA, PEM
+    #[arg(long, global = true, help_heading = "Connection", env = "PLEACH_CA", default_value = "ca.pem", value_name = "FILE")]
+    pub ca: PathBuf,
+    /// File that holds the API token
+    #[arg(long, global = true, help_heading = "Connection", env = "PLEACH_TOKEN_FILE", default_value = "admin.token", value_name = "FILE")]
+    pub token_file: PathBuf,
+}
+
+/// Verbs and nouns.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List what there is
+    Get(Get),
+    /// Models
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Policies
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Enrolment tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Devices
+    #[command(subcommand)]
+    Device(DeviceCommand),
+}
+
+/// `pleach get`.
+#[derive(Args, Debug)]
+pub struct Get {
+    /// What to list
+    pub noun: Noun,
+    /// Only this device (windows)
+    #[arg(long, value_name = "ID")]
+    pub device: Option<String>,
+    /// Only this class (windows)
+    #[arg(long, value_name = "ID")]
+    pub class: Option<String>,
+    /// At most so many (windows)
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+    /// How to print
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+}
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Noun {
+    /// Enrolled machines.
+    Devices,
+    /// Devices that are alike for pruning.
+    Classes,
+    /// Trained models.
+    Models,
+    /// Pruned models, one for each class and budget.
+    Variants,
+    /// Sealed variants.
+    Bundles,
+    /// How bundles spread.
+    Rollouts,
+    /// What each device should run and what it has proved.
+    Deployments,
+    /// Measurements from devices.
+    Windows,
+    /// What the adaptation loop decided.
+    Decisions,
+    /// Work in progress.
+    Jobs,
+    /// The log of changes.
+    Audit,
+}
+
+impl Noun {
+    /// Its name in the REST interface.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Devices => "devices",
+            Self::Classes => "classes",
+            Self::Models => "models",
+            Self::Variants => "variants",
+            Self::Bundles => "bundles",
+            Self::Rollouts => "rollouts",
+            Self::Deployments => "deployments",
+            Self::Windows => "windows",
+            Self::Decisions => "decisions",
+            Self::Jobs => "jobs",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// As the controller answered.
+    Json,
+}
+
+/// `pleach model`.
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Upload a trained model with its data, and register its next version
+    Push {
+        /// Name of the model
+        #[arg(long)]
+        name: ModelName,
+        /// The trained model, .onnx
+        #[arg(long, value_name = "FILE")]
+        onnx: PathBuf,
+        /// Calibration samples, .npz: arrays named after the model's inputs
+        #[arg(long, value_name = "FILE")]
+        calibration: PathBuf,
+        /// Validation samples with `labels`, .npz
+        #[arg(long, value_name = "FILE")]
+        validation: PathBuf,
+    },
+}
+
+/// `pleach policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Set a policy from a file
+    Apply {
+        /// The policy, TOML or (named .json) JSON
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// `pleach token`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Create a token that enrols devices; it is printed once
+    Create {
+        /// Devices it enrols
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        uses: u32,
+        /// How long it is good for: a number and s, m, h or d
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_seconds)]
+        ttl: u32,
+        /// Label for the devices that enrol with it (may be repeated)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+        labels: Vec<(String, String)>,
+    },
+}
+
+/// `pleach device`.
+#[derive(Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Cut a device off for ever
+    Revoke {
+        /// The device
+        id: DeviceId,
+    },
+}
+
+/// Labels as the interface takes them; of a repeated key the last counts.
+pub fn label_map(labels: &[(String, String)]) -> BTreeMap<String, String> {
+    labels.iter().cloned().collect()
+}
+
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    let expected = || format!("{text:?}: expected a number and s, m, h or d, e.g. 90m");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(expected)?;
+    let unit_seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    number.parse().ok().and_then(|n: u32| n.checked_mul(unit_seconds)).filter(|&s| s > 0).ok_or_else(expected)
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?}: expected KEY=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn help_tells_the_whole_of_it() {
+        // The environment of whoever runs the test stays out of the text.
+        let mut command = Cli::command().mut_args(|a| a.hide_env_values(true));
+        insta::assert_snapshot!("help", command.render_long_help());
+        for words in [&["get"][..], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]] {
+            let mut at = Cli::command().mut_args(|a| a.hide_env_values(true));
+            at.build();
+            let mut at = &mut at;
+            for word in words {
+                at = at.find_subcommand_mut(word).unwrap();
+            }
+            insta::assert_snapshot!(format!("help-{}", words.join("-")), at.clone().render_help());
+        }
+    }
+
+    #[test]
+    fn times_and_labels_parse_or_say_what_is_expected() {
+        assert_eq!(parse_seconds("90m"), Ok(5_400));
+        for bad in ["", "h", "5", "0s", "-1h", "9999999d", "1é"] {
+            assert!(parse_seconds(bad).is_err_and(|e| e.contains("expected")), "{bad}");
+        }
+        assert_eq!(parse_label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(parse_label("=b").is_err());
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_two() {
+        for line in [&["pleach"][..], &["pleach", "get", "things"], &["pleach", "device", "revoke", "Not An Id"]] {
+            assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2);
+        }
+    }
+}
