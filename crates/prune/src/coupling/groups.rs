@@ -26,7 +26,7 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
     let touching = |axis: &Axis| -> BTreeSet<usize> { axis.atoms().filter_map(|a| of_atom.get(&a).copied()).collect() };
     let mut members: BTreeMap<usize, Vec<(String, usize, Axis)>> = BTreeMap::new();
     let mut constants: Vec<(&String, &Vec<Option<Axis>>)> = trace.constants.iter().collect();
-    constants.sort();
+    constants.sort_by_key(|(name, _)| *name);
     for (name, axes) in constants {
         for (axis, bound) in axes.iter().enumerate() {
             for component in bound.iter().flat_map(&touching) {
