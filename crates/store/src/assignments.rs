@@ -1,0 +1,271 @@
+//! Assignments: what one device should run, and what it has proved about it.
+
+use pleach_domain::id::{RolloutId, VariantId};
+use pleach_domain::state::Observed;
+use pleach_domain::{BundleId, ClassId, DeviceId, Digest};
+use sqlx::FromRow;
+
+use crate::column::{count, int, parse};
+use crate::error::StoreError;
+use crate::session::{Page, Session};
+
+/// An assignment as it is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewAssignment {
+    /// Device.
+    pub device: DeviceId,
+    /// Sequence, from `devices::next_assignment` in the same session.
+    pub sequence: u64,
+    /// Rollout that assigns.
+    pub rollout: RolloutId,
+    /// Bundle.
+    pub bundle: BundleId,
+    /// The director's signed statement.
+    pub metadata: Vec<u8>,
+    /// The content key, wrapped for the device.
+    pub wrap: Vec<u8>,
+    /// When the statement expires.
+    pub expires_at_ms: i64,
+}
+
+/// A device that waits for its assignment from a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unassigned {
+    /// Device.
+    pub device: DeviceId,
+    /// Its X25519 public key.
+    pub sealing_key: [u8; 32],
+    /// Rollout.
+    pub rollout: RolloutId,
+    /// Bundle of the rollout.
+    pub bundle: BundleId,
+}
+
+/// The newest assignment of a device, with what is inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployment {
+    /// Device.
+    pub device: DeviceId,
+    /// Class that the bundle was made for.
+    pub class: ClassId,
+    /// Sequence.
+    pub sequence: u64,
+    /// Rollout that assigned it.
+    pub rollout: RolloutId,
+    /// Bundle.
+    pub bundle: BundleId,
+    /// SHA-256 of the bundle's ciphertext.
+    pub digest: Digest,
+    /// Variant inside.
+    pub variant: VariantId,
+    /// State the device has proved.
+    pub state: Observed,
+    /// The check that failed.
+    pub failed_check: Option<String>,
+    /// More about it.
+    pub detail: Option<String>,
+    /// When it was assigned.
+    pub assigned_at_ms: i64,
+    /// When its state last changed.
+    pub changed_at_ms: i64,
+}
+
+/// Signed evidence about an assignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// Device that signed it.
+    pub device: &'a DeviceId,
+    /// Sequence of the assignment.
+    pub sequence: u64,
+    /// Bundle that the device names.
+    pub digest: &'a Digest,
+    /// State that it has reached.
+    pub state: Observed,
+    /// The check that failed.
+    pub failed_check: Option<&'a str>,
+    /// More about it.
+    pub detail: Option<&'a str>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    device: String,
+    class: String,
+    sequence: i64,
+    rollout: String,
+    bundle: String,
+    digest: String,
+    variant: String,
+    state: String,
+    failed_check: Option<String>,
+    detail: Option<String>,
+    assigned_at_ms: i64,
+    changed_at_ms: i64,
+}
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT a.device, b.class, a.sequence, a.rollout, a.bundle, b.digest, b.variant, a.state, a.failed_check, a.detail,
+                a.assigned_at_ms, a.changed_at_ms
+            FROM assignments a JOIN bundles b ON b.id = a.bundle ",
+            $rest
+        )
+    };
+}
+
+impl TryFrom<Row> for Deployment {
+    type Error = StoreError;
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            device: parse("assignments.device", &row.device)?,
+            class: parse("bundles.class", &row.class)?,
+            sequence: count("assignments.sequence", row.sequence)?,
+            rollout: parse("assignments.rollout", &row.rollout)?,
+            bundle: parse("assignments.bundle", &row.bundle)?,
+            digest: parse("bundles.digest", &row.digest)?,
+            variant: parse("bundles.variant", &row.variant)?,
+            state: parse("assignments.state", &row.state)?,
+            failed_check: row.failed_check,
+            detail: row.detail,
+            assigned_at_ms: row.assigned_at_ms,
+            changed_at_ms: row.changed_at_ms,
+        })
+    }
+}
+
+/// Active devices that have no assignment from the newest rollout of their class, where that one spreads or has spread.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn missing(session: &mut Session, page: Page) -> Result<Vec<Unassigned>, StoreError> {
+    let rows: Vec<(String, String, String, String)> = sqlx::query_as(
+        r"SELECT d.id, d.sealing_key, r.id, r.bundle
+        FROM rollouts r
+        JOIN bundles b ON b.id = r.bundle AND b.state = 'sealed'
+        JOIN devices d ON d.class = r.class AND d.state = 'active'
+        WHERE r.state IN ('running', 'completed')
+            AND r.id = (SELECT n.id FROM rollouts n WHERE n.class = r.class ORDER BY n.created_at_ms DESC, n.id DESC LIMIT 1)
+            AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.device = d.id AND a.rollout = r.id)
+        ORDER BY r.created_at_ms, d.id
+        LIMIT $1",
+    )
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.missing"))?;
+    rows.into_iter()
+        .map(|(device, sealing_key, rollout, bundle)| {
+            Ok(Unassigned {
+                device: parse("devices.id", &device)?,
+                sealing_key: crate::column::key("devices.sealing_key", &sealing_key)?,
+                rollout: parse("rollouts.id", &rollout)?,
+                bundle: parse("rollouts.bundle", &bundle)?,
+            })
+        })
+        .collect()
+}
+
+/// Gives an assignment; older ones of the device are superseded.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn insert(session: &mut Session, new: &NewAssignment, at_ms: i64) -> Result<(), StoreError> {
+    sqlx::query(
+        r"UPDATE assignments
+        SET state = 'superseded', changed_at_ms = $2
+        WHERE device = $1 AND state NOT IN ('superseded', 'refused')",
+    )
+    .bind(new.device.as_str())
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.supersede"))?;
+    sqlx::query(
+        r"INSERT INTO assignments (device, sequence, rollout, bundle, metadata, wrap, state, expires_at_ms, assigned_at_ms, changed_at_ms)
+        VALUES ($1, $2, $3, $4, $5, $6, 'offered', $7, $8, $8)",
+    )
+    .bind(new.device.as_str())
+    .bind(int(new.sequence))
+    .bind(new.rollout.as_str())
+    .bind(new.bundle.as_str())
+    .bind(&new.metadata)
+    .bind(&new.wrap)
+    .bind(new.expires_at_ms)
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.insert"))?;
+    Ok(())
+}
+
+/// Applies signed evidence where [`Observed::may_become`] allows it. Answers the state before when it changed; repeated, late and
+/// unknown events change nothing.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn observe(session: &mut Session, event: &Event<'_>, at_ms: i64) -> Result<Option<Observed>, StoreError> {
+    let row: Option<(String,)> = sqlx::query_as(
+        r"SELECT a.state
+        FROM assignments a JOIN bundles b ON b.id = a.bundle
+        WHERE a.device = $1 AND a.sequence = $2 AND b.digest = $3",
+    )
+    .bind(event.device.as_str())
+    .bind(int(event.sequence))
+    .bind(event.digest.to_string())
+    .fetch_optional(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.state"))?;
+    let Some((state,)) = row else { return Ok(None) };
+    let before: Observed = parse("assignments.state", &state)?;
+    if !before.may_become(event.state) {
+        return Ok(None);
+    }
+    let done = sqlx::query(
+        r"UPDATE assignments
+        SET state = $4, failed_check = $5, detail = $6, changed_at_ms = $7
+        WHERE device = $1 AND sequence = $2 AND state = $3",
+    )
+    .bind(event.device.as_str())
+    .bind(int(event.sequence))
+    .bind(before.as_str())
+    .bind(event.state.as_str())
+    .bind(event.failed_check.map(str::to_owned))
+    .bind(event.detail.map(str::to_owned))
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.observe"))?;
+    Ok((done.rows_affected() == 1).then_some(before))
+}
+
+/// The newest assignment of each device, by device.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn deployments(session: &mut Session, page: Page) -> Result<Vec<Deployment>, StoreError> {
+    sqlx::query_as::<_, Row>(select!("JOIN devices d ON d.id = a.device AND d.assignment_sequence = a.sequence ORDER BY a.device LIMIT $1"))
+        .bind(page.limit())
+        .fetch_all(session.connection())
+        .await
+        .map_err(StoreError::sql("assignments.deployments"))?
+        .into_iter()
+        .map(Deployment::try_from)
+        .collect()
+}
+
+/// Assignments from one rollout that are proven, the latest proven last.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn proven(session: &mut Session, rollout: &RolloutId, page: Page) -> Result<Vec<Deployment>, StoreError> {
+    sqlx::query_as::<_, Row>(select!("WHERE a.rollout = $1 AND a.state = 'proven' ORDER BY a.changed_at_ms, a.device LIMIT $2"))
+        .bind(rollout.as_str())
+        .bind(page.limit())
+        .fetch_all(session.connection())
+        .await
+        .map_err(StoreError::sql("assignments.proven"))?
+        .into_iter()
+        .map(Deployment::try_from)
+        .collect()
+}

@@ -1,0 +1,67 @@
+//! Everything that should be true of one device, read at once: what the gateway sends down.
+
+use pleach_domain::id::PolicyName;
+use pleach_domain::{DeviceId, Digest};
+
+use crate::column::{count, parse};
+use crate::error::StoreError;
+use crate::measurements::{self, Task};
+use crate::policies::{self, RevisedPolicy};
+use crate::session::Session;
+
+/// What one device should do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// What to run; `None`: nothing yet.
+    pub deployment: Option<Assigned>,
+    /// What to time.
+    pub measurements: Vec<Task>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assigned {
+    /// Sequence of the assignment.
+    pub sequence: u64,
+    /// SHA-256 of the bundle's ciphertext.
+    pub digest: Digest,
+    /// The director's signed statement.
+    pub metadata: Vec<u8>,
+    /// The content key, wrapped for the device.
+    pub wrap: Vec<u8>,
+    /// The policy that the bundle was made for, in its newest revision.
+    pub policy: Option<RevisedPolicy>,
+}
+
+/// What should be true of a device.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`], [`StoreError::Document`].
+pub async fn of_device(session: &mut Session, device: &DeviceId) -> Result<Desired, StoreError> {
+    let row: Option<(i64, String, Vec<u8>, Vec<u8>, String)> = sqlx::query_as(
+        r"SELECT a.sequence, b.digest, a.metadata, a.wrap, v.policy
+        FROM devices d
+        JOIN assignments a ON a.device = d.id AND a.sequence = d.assignment_sequence
+        JOIN bundles b ON b.id = a.bundle
+        JOIN variants v ON v.id = b.variant
+        WHERE d.id = $1",
+    )
+    .bind(device.as_str())
+    .fetch_optional(session.connection())
+    .await
+    .map_err(StoreError::sql("desired.of_device"))?;
+    let deployment = match row {
+        None => None,
+        Some((sequence, digest, metadata, wrap, policy)) => {
+            let name: PolicyName = parse("variants.policy", &policy)?;
+            Some(Assigned {
+                sequence: count("assignments.sequence", sequence)?,
+                digest: parse("bundles.digest", &digest)?,
+                metadata,
+                wrap,
+                policy: policies::find(session, &name).await?,
+            })
+        }
+    };
+    Ok(Desired { deployment, measurements: measurements::open_of_device(session, device).await? })
+}

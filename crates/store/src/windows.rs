@@ -1,0 +1,163 @@
+//! Telemetry windows: append-only and idempotent.
+
+use pleach_domain::metrics::Confusion;
+use pleach_domain::window::Window;
+use pleach_domain::{ClassId, DeviceId, Digest, LatencyHistogram};
+use sqlx::FromRow;
+
+use crate::column::{count, from_json, int, parse, parse_some, to_json};
+use crate::error::StoreError;
+use crate::session::{Page, Session};
+
+/// A window and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WindowRow {
+    /// Device.
+    pub device: DeviceId,
+    /// Class of the device.
+    pub class: Option<ClassId>,
+    /// The window.
+    pub window: Window,
+    /// When it arrived.
+    pub received_at_ms: i64,
+}
+
+/// Which windows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this device.
+    pub device: Option<DeviceId>,
+    /// Of devices that are in this class now.
+    pub class: Option<ClassId>,
+    /// That began at or after this time.
+    pub since_ms: i64,
+}
+
+#[derive(FromRow)]
+struct Row {
+    device: String,
+    class: Option<String>,
+    number: i64,
+    bundle: String,
+    rung: String,
+    start_ms: i64,
+    duration_ms: i64,
+    requests: i64,
+    errors: i64,
+    histogram: Vec<u8>,
+    confusion: Option<String>,
+    cpu_us: i64,
+    memory_bytes: i64,
+    received_at_ms: i64,
+}
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT w.device, d.class, w.number, w.bundle, w.rung, w.start_ms, w.duration_ms, w.requests, w.errors, w.histogram,
+                w.confusion, w.cpu_us, w.memory_bytes, w.received_at_ms
+            FROM windows w JOIN devices d ON d.id = w.device ",
+            $rest
+        )
+    };
+}
+
+impl TryFrom<Row> for WindowRow {
+    type Error = StoreError;
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let confusion: Option<Confusion> = row.confusion.map(|c| from_json("windows.confusion", &c)).transpose()?;
+        let window = Window {
+            number: count("windows.number", row.number)?,
+            bundle: parse("windows.bundle", &row.bundle)?,
+            rung: row.rung,
+            start_ms: row.start_ms,
+            duration_ms: count("windows.duration_ms", row.duration_ms)?,
+            requests: count("windows.requests", row.requests)?,
+            errors: count("windows.errors", row.errors)?,
+            latency: LatencyHistogram::decode(&row.histogram)
+                .map_err(|source| StoreError::Column { column: "windows.histogram", source })?,
+            confusion,
+            cpu_us: count("windows.cpu_us", row.cpu_us)?,
+            memory_bytes: count("windows.memory_bytes", row.memory_bytes)?,
+        };
+        Ok(Self {
+            device: parse("windows.device", &row.device)?,
+            class: parse_some("devices.class", row.class.as_deref())?,
+            window,
+            received_at_ms: row.received_at_ms,
+        })
+    }
+}
+
+/// Stores a window. Answers false when the device's window of that number is stored already.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Document`].
+pub async fn insert(session: &mut Session, device: &DeviceId, window: &Window, at_ms: i64) -> Result<bool, StoreError> {
+    let confusion = window.confusion.as_ref().map(|c| to_json("windows.confusion", c)).transpose()?;
+    let done = sqlx::query(
+        r"INSERT INTO windows (device, number, bundle, rung, start_ms, duration_ms, requests, errors, histogram, confusion, cpu_us,
+            memory_bytes, received_at_ms)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+        ON CONFLICT (device, number) DO NOTHING",
+    )
+    .bind(device.as_str())
+    .bind(int(window.number))
+    .bind(window.bundle.to_string())
+    .bind(&window.rung)
+    .bind(window.start_ms)
+    .bind(int(window.duration_ms))
+    .bind(int(window.requests))
+    .bind(int(window.errors))
+    .bind(window.latency.encode())
+    .bind(confusion)
+    .bind(int(window.cpu_us))
+    .bind(int(window.memory_bytes))
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("windows.insert"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The newest windows, newest last.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`], [`StoreError::Document`].
+pub async fn list(session: &mut Session, filter: &Filter, page: Page) -> Result<Vec<WindowRow>, StoreError> {
+    let mut rows = sqlx::query_as::<_, Row>(select!(
+        "WHERE w.start_ms >= $1 AND ($2 = '' OR w.device = $2) AND ($3 = '' OR d.class = $3)
+        ORDER BY w.start_ms DESC, w.device DESC, w.number DESC
+        LIMIT $4"
+    ))
+    .bind(filter.since_ms)
+    .bind(filter.device.as_ref().map_or("", DeviceId::as_str))
+    .bind(filter.class.as_ref().map_or("", ClassId::as_str))
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("windows.list"))?;
+    rows.reverse();
+    rows.into_iter().map(WindowRow::try_from).collect()
+}
+
+/// Windows of one bundle that arrived after a time, newest first.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`], [`StoreError::Document`].
+pub async fn of_bundle(session: &mut Session, bundle: &Digest, after_ms: i64, page: Page) -> Result<Vec<WindowRow>, StoreError> {
+    sqlx::query_as::<_, Row>(select!(
+        "WHERE w.bundle = $1 AND w.received_at_ms > $2
+        ORDER BY w.received_at_ms DESC, w.device, w.number DESC
+        LIMIT $3"
+    ))
+    .bind(bundle.to_string())
+    .bind(after_ms)
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("windows.of_bundle"))?
+    .into_iter()
+    .map(WindowRow::try_from)
+    .collect()
+}
