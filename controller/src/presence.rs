@@ -1,0 +1,110 @@
+//! Which devices have their stream open at this controller, and how to reach those streams.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pleach_domain::DeviceId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The open streams, one for each device. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Presence(Arc<Mutex<Streams>>);
+
+#[derive(Debug, Default)]
+struct Streams {
+    by_device: HashMap<DeviceId, Stream>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Stream {
+    number: u64,
+    superseded: CancellationToken,
+    look: watch::Sender<u64>,
+}
+
+/// One stream's place. Dropping it takes the device off the list, unless a newer stream has its place.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    presence: Presence,
+    device: DeviceId,
+    number: u64,
+    /// Cancelled when a newer stream of the same device opens.
+    pub(crate) superseded: CancellationToken,
+    /// Changes when the device's desired state may have changed.
+    pub(crate) look: watch::Receiver<u64>,
+}
+
+impl Presence {
+    /// Takes the place of a device; an older stream of it is told to end.
+    pub(crate) fn enter(&self, device: &DeviceId) -> Seat {
+        let (superseded, sender) = (CancellationToken::new(), watch::Sender::new(0));
+        let look = sender.subscribe();
+        let mut streams = self.lock();
+        streams.next += 1;
+        let number = streams.next;
+        let stream = Stream { number, superseded: superseded.clone(), look: sender };
+        if let Some(older) = streams.by_device.insert(device.clone(), stream) {
+            older.superseded.cancel();
+        }
+        Seat { presence: self.clone(), device: device.clone(), number, superseded, look }
+    }
+
+    /// Whether the device's stream is open here.
+    pub fn is_connected(&self, device: &DeviceId) -> bool {
+        self.lock().by_device.contains_key(device)
+    }
+
+    /// The devices whose stream is open here, in no order.
+    pub fn connected(&self) -> Vec<DeviceId> {
+        self.lock().by_device.keys().cloned().collect()
+    }
+
+    /// Has the device's stream compare what is desired with what it sent. Does nothing when it is not open here.
+    pub fn nudge(&self, device: &DeviceId) {
+        if let Some(stream) = self.lock().by_device.get(device) {
+            stream.look.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    /// As [`Presence::nudge`], for every open stream.
+    pub fn nudge_all(&self) {
+        for stream in self.lock().by_device.values() {
+            stream.look.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        // Nothing in here can be left half-done by a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut streams = self.presence.lock();
+        if streams.by_device.get(&self.device).is_some_and(|s| s.number == self.number) {
+            streams.by_device.remove(&self.device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_stream_takes_the_place_and_keeps_it_when_the_older_one_ends() {
+        let (presence, device) = (Presence::default(), "d".parse::<DeviceId>().unwrap());
+        let older = presence.enter(&device);
+        let newer = presence.enter(&device);
+        assert!(older.superseded.is_cancelled() && !newer.superseded.is_cancelled());
+        drop(older);
+        assert!(presence.is_connected(&device));
+        presence.nudge(&device);
+        assert!(newer.look.has_changed().unwrap());
+        drop(newer);
+        assert!(!presence.is_connected(&device));
+    }
+}

@@ -1,0 +1,62 @@
+//! Devices: seen, and cut off.
+
+use axum::Extension;
+use axum::extract::State;
+use pleach_domain::DeviceId;
+use pleach_proto::rest::{DeviceView, List};
+use pleach_store::{Page, audit, devices};
+
+use super::auth::Actor;
+use super::extract::Path;
+use super::problem::Failure;
+use crate::controller::{Controller, Shared};
+use crate::random;
+
+/// `GET /api/v1/devices`: every device, by identifier.
+pub(super) async fn list(State(controller): State<Shared>) -> Result<axum::Json<List<DeviceView>>, Failure> {
+    let mut session = controller.store.read().await?;
+    let rows = devices::list(&mut session, Page::of(Page::MAX_LIMIT)).await?;
+    Ok(axum::Json(List { items: rows.into_iter().map(|device| view(&controller, device)).collect() }))
+}
+
+/// `GET /api/v1/devices/{id}`.
+pub(super) async fn show(State(controller): State<Shared>, Path(id): Path<String>) -> Result<axum::Json<DeviceView>, Failure> {
+    let id: DeviceId = id.parse()?;
+    let mut session = controller.store.read().await?;
+    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    Ok(axum::Json(view(&controller, device)))
+}
+
+/// `POST /api/v1/devices/{id}/revoke`: cuts a device off for ever; its open stream ends at once. Repeating it is harmless.
+pub(super) async fn revoke(
+    State(controller): State<Shared>,
+    Extension(Actor(actor)): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<axum::Json<DeviceView>, Failure> {
+    let id: DeviceId = id.parse()?;
+    let at_ms = random::now_ms();
+    let mut session = controller.store.write().await?;
+    if devices::revoke(&mut session, &id, at_ms).await? {
+        let entry = audit::Entry { actor: &actor, action: "device.revoke", subject: id.as_str(), before: None, after: None };
+        audit::append(&mut session, &entry, at_ms).await?;
+    }
+    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    session.commit().await?;
+    controller.presence.nudge(&id);
+    controller.wake.all();
+    Ok(axum::Json(view(&controller, device)))
+}
+
+fn view(controller: &Controller, device: devices::Device) -> DeviceView {
+    DeviceView {
+        connected: controller.presence.is_connected(&device.enrolled.id),
+        id: device.enrolled.id.into(),
+        state: device.state,
+        labels: device.enrolled.labels,
+        class: device.class.map(Into::into),
+        class_reason: device.class_reason,
+        profile: device.profile,
+        last_seen_at_ms: device.last_seen_at_ms,
+        enrolled_at_ms: device.enrolled_at_ms,
+    }
+}
