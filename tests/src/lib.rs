@@ -1,1 +1,3 @@
-//! pleach-tests
+//! What the end-to-end tests, and the tests of the store, share.
+
+pub mod postgres;

@@ -2,6 +2,7 @@
 
 use pleach_domain::id::PolicyName;
 use pleach_domain::{DeviceId, Digest};
+use sqlx::FromRow;
 
 use crate::column::{count, parse};
 use crate::error::StoreError;
@@ -33,12 +34,21 @@ pub struct Assigned {
     pub policy: Option<RevisedPolicy>,
 }
 
+#[derive(FromRow)]
+struct Row {
+    sequence: i64,
+    digest: String,
+    metadata: Vec<u8>,
+    wrap: Vec<u8>,
+    policy: String,
+}
+
 /// What should be true of a device.
 ///
 /// # Errors
 /// [`StoreError::Sql`], [`StoreError::Column`], [`StoreError::Document`].
 pub async fn of_device(session: &mut Session, device: &DeviceId) -> Result<Desired, StoreError> {
-    let row: Option<(i64, String, Vec<u8>, Vec<u8>, String)> = sqlx::query_as(
+    let row = sqlx::query_as::<_, Row>(
         r"SELECT a.sequence, b.digest, a.metadata, a.wrap, v.policy
         FROM devices d
         JOIN assignments a ON a.device = d.id AND a.sequence = d.assignment_sequence
@@ -52,13 +62,13 @@ pub async fn of_device(session: &mut Session, device: &DeviceId) -> Result<Desir
     .map_err(StoreError::sql("desired.of_device"))?;
     let deployment = match row {
         None => None,
-        Some((sequence, digest, metadata, wrap, policy)) => {
-            let name: PolicyName = parse("variants.policy", &policy)?;
+        Some(row) => {
+            let name: PolicyName = parse("variants.policy", &row.policy)?;
             Some(Assigned {
-                sequence: count("assignments.sequence", sequence)?,
-                digest: parse("bundles.digest", &digest)?,
-                metadata,
-                wrap,
+                sequence: count("assignments.sequence", row.sequence)?,
+                digest: parse("bundles.digest", &row.digest)?,
+                metadata: row.metadata,
+                wrap: row.wrap,
                 policy: policies::find(session, &name).await?,
             })
         }
