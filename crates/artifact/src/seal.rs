@@ -108,3 +108,32 @@ fn refuse_surplus(source: &mut dyn Read, promised: u64) -> Result<(), ArtifactEr
         _ => Err(ArtifactError::SourceLength { got: promised + 1, expected: promised }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Digests and roots come from a second implementation of `docs/artifact-format.md`, in Python with its `cryptography` package.
+    #[test]
+    fn seals_the_bytes_that_another_implementation_of_the_format_seals() {
+        let payload: Vec<u8> = (0..CHUNK_BYTES + 100).map(|i| (i % 251) as u8).collect();
+        let expected = [
+            (
+                Suite::Aes256Gcm,
+                "5911fc6de1bc7c4a5c7619ddb6c9dd6d5b0889733a6ea185cbe06e253ab913a8",
+                "036784eca5e9db5f36ed9787917d7929ccd781fbdb3d483e1d3773560bad6023",
+            ),
+            (
+                Suite::ChaCha20Poly1305,
+                "aa476cdef8365caabbb13b96cb96a32f2398c0b4deaafce2caf54f7fa4c94a36",
+                "f06ffc7ddac1fc1fad9ab92c096e1d68b7e63700d2b114ef6bd0899a864d8f1f",
+            ),
+        ];
+        for (suite, digest, root) in expected {
+            let key = ContentKey::from_slice(&[0x42; 32]).unwrap();
+            let sealed = seal_with(&mut &*payload, payload.len() as u64, suite, key, *b"nonce-7", &mut Vec::new()).unwrap();
+            assert_eq!(sealed.digest.to_string(), digest, "{suite}");
+            assert_eq!(sealed.tree_root.to_string(), root, "{suite}");
+        }
+    }
+}

@@ -236,3 +236,50 @@ fn component(pattern: &str, text: &str) -> bool {
     }
     reach.last().copied().unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_component_by_component() {
+        for (pattern, path) in
+            [("*", "a"), ("a/*", "a/b"), ("*/*", "a/b"), ("a?c", "abc"), ("a*c*e", "abcde"), ("", ""), ("**", "x"), ("é?", "éü")]
+        {
+            assert!(glob(pattern, path), "{pattern} {path}");
+        }
+        for (pattern, path) in
+            [("*", "a/b"), ("a/*", "a/b/c"), ("a?c", "ac"), ("a", "A"), ("*b", "ba"), ("?", ""), ("a/*", "a"), ("[a]", "a")]
+        {
+            assert!(!glob(pattern, path), "{pattern} {path}");
+        }
+    }
+
+    #[test]
+    fn hostile_patterns_cost_no_more_than_their_product() {
+        assert!(!glob(&"*a".repeat(500), &"a".repeat(400)));
+    }
+
+    #[test]
+    fn hash_prefixes_and_bins_split_paths_by_their_sha256() {
+        let hash = Sha256Digest::of(b"some/path").to_string();
+        let role = |prefix: &str| DelegatedRole {
+            name: "r".into(),
+            keys: DelegatedKeys { keyids: vec![], threshold: 1 },
+            terminating: false,
+            paths: None,
+            path_hash_prefixes: Some(vec![prefix.to_owned()]),
+            extra: Map::new(),
+        };
+        assert!(role(&hash[..2]).covers("some/path") && role("").covers("some/path"));
+        assert!(!role(&format!("{}x", &hash[..2])).covers("some/path"));
+        let bins = |bit_length| {
+            let keys = DelegatedKeys { keyids: vec![], threshold: 1 };
+            SuccinctRoles { keys, bit_length, name_prefix: "bin".into(), extra: Map::new() }
+        };
+        assert_eq!(bins(8).bin("some/path"), format!("bin-{}", &hash[..2]));
+        assert_eq!(bins(32).bin("some/path"), format!("bin-{}", &hash[..8]));
+        assert!(bins(1).has("bin-1") && !bins(1).has("bin-2") && !bins(8).has("bin-1") && !bins(8).has("bin-+1"));
+        assert!(bins(0).validate().is_err() && bins(33).validate().is_err());
+    }
+}

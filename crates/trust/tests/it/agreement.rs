@@ -65,7 +65,8 @@ fn refuses_a_released_bundle_that_the_release_key_alone_assigns() {
 fn refuses_every_fact_the_signers_disagree_on() {
     let (keys, set, bundle) = fleet();
     let author = FleetAuthor::new(&keys);
-    let changes: [(&str, fn(&mut BundleEntry)); 8] = [
+    type Change = fn(&mut BundleEntry);
+    let changes: [(&str, Change); 8] = [
         ("length", |b| b.length += 1),
         ("tree_root", |b| b.facts.tree_root = b.digest),
         ("chunk_count", |b| b.facts.chunk_count += 1),
