@@ -148,7 +148,7 @@ pub fn value_info(name: &str, kind: ElementKind, dims: Option<&[Dim]>) -> ValueI
     };
     let shape = dims.map(|dims| TensorShapeProto { dim: dims.iter().map(dimension).collect() });
     let tensor = Tensor { elem_type: Some(kind.data_type().into()), shape };
-    let r#type = (kind != ElementKind::Unknown).then(|| TypeProto { value: Some(TypeValue::TensorType(tensor)), denotation: None });
+    let r#type = (kind != ElementKind::Unknown).then_some(TypeProto { value: Some(TypeValue::TensorType(tensor)), denotation: None });
     ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
 }
 

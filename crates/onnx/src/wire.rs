@@ -53,6 +53,15 @@ impl Message {
     }
 }
 
+/// How the known fields of a model are encoded; newer formats may have others.
+fn expected_wire_type(field: u64) -> Option<u64> {
+    match field {
+        1 | 5 => Some(0),
+        2..=4 | 6..=8 | 14 | 20 | 25 | 26 => Some(2),
+        _ => None,
+    }
+}
+
 const MAX_DEPTH: u32 = 96;
 
 /// Checks that `bytes` is a well-formed ModelProto skeleton with a graph and at most `max_fields` length-delimited fields.
@@ -85,8 +94,9 @@ impl Walk<'_> {
             let tag_at = at;
             let tag = self.varint(&mut at, end)?;
             let (field, wire_type) = (tag >> 3, tag & 7);
-            if field == 0 || (depth == 0 && !matches!(field, 1..=8 | 14 | 20 | 25 | 26)) {
-                return Err(not_onnx(tag_at, &format!("field {field} is not one of a model")));
+            let expected = expected_wire_type(field).filter(|_| depth == 0);
+            if field == 0 || expected.is_some_and(|e| e != wire_type) || (tag_at == 0 && expected.is_none()) {
+                return Err(not_onnx(tag_at, &format!("field {field} of wire type {wire_type} is not one of a model")));
             }
             match wire_type {
                 0 => drop(self.varint(&mut at, end)?),

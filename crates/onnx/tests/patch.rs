@@ -1,0 +1,86 @@
+//! Changes to a graph.
+
+use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node, value_info};
+use pleach_onnx::tensor::{select, zero};
+use pleach_onnx::{Model, NodeId, OnnxError, Patch};
+
+fn model() -> Model {
+    let mut graph = GraphBuilder::new("two layers");
+    let x = graph.input("x", ElementKind::Float, &[Dim::Fixed(1), Dim::Fixed(2)]);
+    let w = graph.floats("w", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let y = graph.node("MatMul", &[&x, &w], vec![]);
+    let y = graph.node("Relu", &[&y], vec![]);
+    graph.output_of(&y, ElementKind::Float, &[Dim::Fixed(1), Dim::Fixed(3)]);
+    graph.build().unwrap()
+}
+
+#[test]
+fn an_empty_patch_changes_nothing() {
+    let model = model();
+    assert!(Patch::new().is_empty());
+    assert_eq!(model.apply(&Patch::new()).unwrap().encode(), model.encode());
+}
+
+#[test]
+fn constants_are_replaced_in_place_and_added_behind() {
+    let model = model();
+    let mut patch = Patch::new();
+    patch.set_floats(&model, "w", &[2, 1], &[7.0, 8.0]).unwrap().set_ints("n", &[1], &[5]).unwrap();
+    patch.set_axis_length("Relu_1", 1, 1);
+    let patched = model.apply(&patch).unwrap();
+    assert_eq!(patched.initializers().collect::<Vec<_>>(), ["w", "n"]);
+    assert_eq!(patched.floats("w"), Some((vec![2, 1], vec![7.0, 8.0])));
+    assert_eq!(patched.outputs()[0].dims, Some(vec![Dim::Fixed(1), Dim::Fixed(1)]));
+    assert_eq!(model.floats("w").unwrap().0, [2, 3]);
+}
+
+#[test]
+fn nodes_are_inserted_replaced_and_removed_by_their_old_ids() {
+    let model = model();
+    let mut patch = Patch::new();
+    patch.insert_before(NodeId(1), node("Neg", "neg", &["MatMul_0"], "negated", vec![]));
+    patch.set_input(NodeId(1), 0, "negated").set_attribute(NodeId(1), attribute("note", 3i64));
+    let patched = model.apply(&patch).unwrap();
+    assert_eq!(patched.nodes().map(|n| n.op_type()).collect::<Vec<_>>(), ["MatMul", "Neg", "Relu"]);
+    assert_eq!(patched.node(NodeId(2)).unwrap().int("note"), Some(3));
+    let mut back = Patch::new();
+    back.remove_node(NodeId(1)).rename_uses("negated", "MatMul_0");
+    let back = patched.apply(&back).unwrap();
+    assert_eq!(back.nodes().map(|n| n.op_type()).collect::<Vec<_>>(), ["MatMul", "Relu"]);
+    assert_eq!(back.consumers("MatMul_0").len(), 1);
+}
+
+#[test]
+fn a_patch_that_breaks_the_graph_is_refused() {
+    let model = model();
+    let mut dangling = Patch::new();
+    dangling.remove_node(NodeId(0));
+    assert!(matches!(model.apply(&dangling), Err(OnnxError::Undefined { .. })));
+    let mut missing = Patch::new();
+    missing.remove_node(NodeId(9));
+    assert!(matches!(model.apply(&missing), Err(OnnxError::NoSuchNode(NodeId(9)))));
+}
+
+#[test]
+fn outputs_are_added_for_probes() {
+    let mut patch = Patch::new();
+    patch.add_output(value_info("MatMul_0", ElementKind::Float, None));
+    let patched = model().apply(&patch).unwrap();
+    assert_eq!(patched.outputs().iter().map(|o| o.name.as_str()).collect::<Vec<_>>(), ["Relu_1", "MatMul_0"]);
+}
+
+#[test]
+fn cuts_select_and_zero_along_any_axis() {
+    let tensor = model().constant_tensor("w").unwrap();
+    let floats = |tensor| {
+        let mut patch = Patch::new();
+        patch.set_constant(tensor);
+        model().apply(&patch).unwrap().floats("w").unwrap()
+    };
+    assert_eq!(floats(select(&tensor, 0, &[1]).unwrap()), (vec![1, 3], vec![4.0, 5.0, 6.0]));
+    assert_eq!(floats(select(&tensor, 1, &[2, 0]).unwrap()), (vec![2, 2], vec![3.0, 1.0, 6.0, 4.0]));
+    assert_eq!(floats(zero(&tensor, 1, &[1]).unwrap()), (vec![2, 3], vec![1.0, 0.0, 3.0, 4.0, 0.0, 6.0]));
+    assert!(select(&tensor, 1, &[3]).is_err());
+    assert!(select(&tensor, 2, &[0]).is_err());
+    assert!(zero(&tensor, 0, &[2]).is_err());
+}
