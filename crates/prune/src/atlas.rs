@@ -2,16 +2,31 @@
 //!
 //! Timing may happen elsewhere: [`AtlasPlan::for_model`] says what to time, [`Atlas::from_timings`] reads the answers.
 //! The graphs to be timed hold no parameter of the model (constants of the right shapes), so they may travel unsealed.
+//!
+//! A network takes `a · Σ kernels + b`: each layer's fused kernel is interpolated between a few measured widths, and `a` and `b`
+//! are fitted to whole networks, timed as well (additive tables are off by up to a third until corrected by whole networks).
+
+mod grid;
+mod twins;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pleach_domain::DomainError;
 use pleach_domain::runtime::{Runtime, TimedModel, Timing};
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::Analysis;
 use crate::error::PruneError;
-use crate::pipeline::Analysis;
 use crate::progress::Stage;
+use crate::solve::{Choice, Cost, Problem, Term};
+
+use grid::Grid;
+
+/// Largest batch and width step.
+const MOST: usize = 4096;
+/// Factors by which whole networks may differ from the sum of their kernels; beyond, the sum is only scaled.
+const BELIEVED: std::ops::Range<f64> = 0.2..5.0;
 
 /// One graph to be timed.
 #[derive(Clone, Debug)]
@@ -22,7 +37,7 @@ pub struct PlanItem {
     pub model: TimedModel,
 }
 
-/// What to time for one model on one device class. Deterministic; at most a few kilobytes a graph plus its inputs.
+/// What to time for one model on one device class. Deterministic; a few kilobytes a graph plus its inputs.
 #[derive(Clone, Debug)]
 pub struct AtlasPlan {
     /// Rows in one inference call.
@@ -43,13 +58,23 @@ pub struct Atlas {
 
 impl AtlasPlan {
     /// Plans the timings for a model at `batch` rows a call, with widths at multiples of `width_step` (the step that the
-    /// device's measured kernels favour: see [`crate::levels::favoured_step`]).
+    /// device's measured kernels favour: its hardware profile says which).
     ///
     /// # Errors
-    /// [`PruneError::Target`] when `batch` or `width_step` is out of 1..=4096.
+    /// [`PruneError::Target`] when `batch` or `width_step` is out of 1..=4096; [`PruneError::Model`] when a graph cannot be built.
     pub fn for_model(analysis: &Analysis, batch: usize, width_step: usize) -> Result<Self, PruneError> {
-        let _ = analysis;
-        Ok(Self { batch, width_step, items: Vec::new() })
+        for (field, got) in [("batch", batch), ("width_step", width_step)] {
+            if !(1..=MOST).contains(&got) {
+                let (got, expected) = (got.to_string(), format!("1 to {MOST}"));
+                return Err(PruneError::Target(DomainError::Field { field: field.to_owned(), got, expected }));
+            }
+        }
+        let grid = Grid::new(&analysis.network, width_step);
+        let mut items = grid.kernels(batch)?;
+        for choice in grid.whole() {
+            items.push(twins::whole(analysis, &grid.widths_of(&choice), batch)?);
+        }
+        Ok(Self { batch, width_step, items })
     }
 
     /// The graphs to be timed, in order.
@@ -86,5 +111,80 @@ impl Atlas {
     /// Rows in one inference call.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Predicted mean latency of one batch of the dense, folded model, in microseconds.
+    ///
+    /// # Errors
+    /// [`PruneError::Atlas`] when the atlas is of another model.
+    pub fn dense_latency_us(&self, analysis: &Analysis) -> Result<f64, PruneError> {
+        let problem = self.problem(analysis)?;
+        Ok(problem.cost(&problem.time, &problem.dense()))
+    }
+
+    /// The choice of widths as a problem: levels, losses, predicted times in microseconds and sizes in bytes.
+    pub(crate) fn problem(&self, analysis: &Analysis) -> Result<Problem, PruneError> {
+        let grid = Grid::new(&analysis.network, self.width_step);
+        let us = |key: &str| {
+            let found = self.timings.get(key).map(|t| t.mean_us).filter(|us| us.is_finite() && *us > 0.0);
+            found.ok_or_else(|| PruneError::Atlas(format!("no time for {key}: the atlas is of another model or batch")))
+        };
+        let groups = grid.levels(analysis);
+        let kernels = Cost { constant: 0.0, terms: grid.time_terms(self.batch, &us)? };
+        let mut problem = Problem { groups, time: kernels, size: grid.size(analysis.network.model.encode().len()) };
+        let mut points = Vec::new();
+        for choice in grid.whole() {
+            let whole = us(&twins::whole(analysis, &grid.widths_of(&choice), self.batch)?.key)?;
+            points.push((problem.cost(&problem.time, &choice), whole));
+        }
+        let (factor, constant) = fit(&points);
+        problem.time = scaled(&problem.time, factor, constant);
+        crate::levels::drop_dominated(&mut problem);
+        Ok(problem)
+    }
+}
+
+/// Widths of a problem's choice.
+pub(crate) fn widths_of(problem: &Problem, choice: &Choice) -> Vec<usize> {
+    problem.groups.iter().zip(choice).map(|(g, &l)| g.widths[l]).collect()
+}
+
+fn scaled(cost: &Cost, factor: f64, constant: f64) -> Cost {
+    let term = |t: &Term| Term { groups: t.groups.clone(), table: t.table.iter().map(|x| x * factor).collect() };
+    Cost { constant: factor * cost.constant + constant, terms: cost.terms.iter().map(term).collect() }
+}
+
+/// Factor and constant that take sums of kernels to whole networks with the least relative squares.
+fn fit(points: &[(f64, f64)]) -> (f64, f64) {
+    let (mut ss, mut s1, mut n1, mut sy, mut y1) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for &(sum, whole) in points {
+        let (x, one) = (sum / whole, 1.0 / whole);
+        ss += x * x;
+        s1 += x * one;
+        n1 += one * one;
+        sy += x;
+        y1 += one;
+    }
+    let determinant = ss * n1 - s1 * s1;
+    let factor = (sy * n1 - y1 * s1) / determinant;
+    let constant = (ss * y1 - s1 * sy) / determinant;
+    if determinant > 1e-9 * ss * n1 && BELIEVED.contains(&factor) { (factor, constant) } else { (sy / ss.max(f64::MIN_POSITIVE), 0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fit_finds_the_line_through_whole_networks() {
+        let (factor, constant) = fit(&[(100.0, 110.0), (50.0, 65.0), (20.0, 38.0)]);
+        assert!((factor - 0.9).abs() < 1e-9 && (constant - 20.0).abs() < 1e-9, "{factor} {constant}");
+    }
+
+    #[test]
+    fn one_network_only_scales() {
+        assert_eq!(fit(&[(100.0, 80.0)]), (0.8, 0.0));
+        let (factor, constant) = fit(&[(100.0, 80.0), (100.0, 80.0)]);
+        assert!((factor - 0.8).abs() < 1e-9 && constant == 0.0);
     }
 }

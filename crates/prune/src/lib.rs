@@ -5,17 +5,29 @@
 //!
 //! The journey: [`analyse`] a model once, time the graphs of an [`AtlasPlan`] on a device, [`prune`] for its budget.
 
+pub mod analysis;
 pub mod atlas;
+pub mod coupling;
 pub mod criteria;
 pub mod error;
+pub mod fold;
 pub mod levels;
+mod linear;
+mod network;
 pub mod pipeline;
 pub mod progress;
+pub mod proof;
+mod reconstruct;
 pub mod report;
+mod run;
+mod solve;
+mod statistics;
+pub mod surgery;
 
+pub use analysis::{Analysis, analyse};
 pub use atlas::{Atlas, AtlasPlan, PlanItem};
 pub use criteria::Criterion;
 pub use error::PruneError;
-pub use pipeline::{Analysis, analyse, prune};
+pub use pipeline::prune;
 pub use progress::{Progress, Silent, Stage};
 pub use report::{Feasible, FrontPoint, FrozenPart, GroupWidth, Outcome, Report, Shortfall, Target, Worth};

@@ -1,0 +1,377 @@
+//! What is found out about a model once, for all devices: its folded graph, its groups, the order in which their channels go,
+//! and what each narrowing alone costs.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use faer::Mat;
+use pleach_domain::dataset::Dataset;
+use pleach_domain::runtime::{Optimization, Runtime};
+use pleach_onnx::{Limits, Model, Statistics as Cost, statistics as cost_of};
+use rayon::prelude::*;
+
+use crate::coupling::{Coupling, Group, Keep, measure_shapes};
+use crate::criteria::{Criterion, Norm, Reader, kept, norm_order, obs_order};
+use crate::error::PruneError;
+use crate::fold::fold;
+use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
+use crate::network::{Kind, Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
+use crate::progress::{Progress, Stage, step};
+use crate::proof::{self, ProofError};
+use crate::reconstruct::with_constants;
+use crate::report::FrozenPart;
+use crate::run::{Batch, Inputs, Overrides, Runner, floats};
+use crate::statistics::{Statistics, collect, divergence};
+use crate::surgery;
+
+/// Shares of a group's width at which its loss is probed.
+const PROBES: [f64; 4] = [0.75, 0.5, 0.25, 0.125];
+/// Most calibration rows held out for divergences, and one in how many.
+const HELD_ROWS: (usize, usize) = (256, 8);
+/// Rows that proofs are run on.
+const PROOF_ROWS: usize = 4;
+/// Ridge of the probes' solves, as a share of the mean diagonal.
+const RIDGE: f64 = 1e-3;
+
+/// Everything that does not depend on the device: the folded graph, its groups, statistics, orders of removal and the
+/// loss of each group at some widths. Made once per model and criterion, kept in memory, shared between runs.
+#[derive(Debug)]
+pub struct Analysis {
+    pub(crate) network: Network,
+    pub(crate) statistics: Statistics,
+    pub(crate) criterion: Criterion,
+    /// For each group its channels, first to go first.
+    pub(crate) orders: Vec<Vec<usize>>,
+    /// For each group its loss by width, ascending in width, the dense width with loss 0 last.
+    pub(crate) losses: Vec<Vec<(usize, f64)>>,
+    /// The model as uploaded.
+    pub(crate) original: Vec<u8>,
+    pub(crate) original_cost: Cost,
+    pub(crate) seconds: BTreeMap<Stage, f64>,
+    /// Scores of the dense model on the validation data seen last, under their fingerprint.
+    pub(crate) validated: Mutex<Option<(u64, Rows)>>,
+}
+
+impl Analysis {
+    /// What is never narrowed, and why.
+    pub fn frozen(&self) -> Vec<FrozenPart> {
+        self.network.coupling.frozen.iter().map(|f| FrozenPart { name: f.name.clone(), reason: f.reason.clone() }).collect()
+    }
+
+    /// Name and channels of each coupling group that may be narrowed, in graph order.
+    pub fn groups(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.network.coupling.groups.iter().map(|g| (g.name.as_str(), g.size))
+    }
+
+    /// Wall seconds of each stage of the analysis.
+    pub fn seconds(&self) -> &BTreeMap<Stage, f64> {
+        &self.seconds
+    }
+
+    /// Channels that stay when the groups have these widths.
+    pub(crate) fn keep(&self, widths: &[usize]) -> Keep {
+        let groups = self.network.coupling.groups.iter().zip(&self.orders).zip(widths);
+        groups.filter(|((g, _), w)| **w < g.size).map(|((g, order), &w)| (g.id, kept(order, w))).collect()
+    }
+
+    /// Expected loss of a group at a width: log-linear between the probes.
+    pub(crate) fn loss(&self, group: usize, width: usize) -> f64 {
+        interpolate(self.losses.get(group).map_or(&[], Vec::as_slice), width)
+    }
+}
+
+/// Runs stages and keeps their wall seconds.
+pub(crate) struct Watch(pub(crate) BTreeMap<Stage, f64>);
+
+impl Watch {
+    pub(crate) fn time<T>(&mut self, stage: Stage, work: impl FnOnce() -> Result<T, PruneError>) -> Result<T, PruneError> {
+        let start = Instant::now();
+        let done = work()?;
+        *self.0.entry(stage).or_default() += start.elapsed().as_secs_f64();
+        Ok(done)
+    }
+}
+
+/// Analyses a model: folds it, finds its coupling groups, proves that they may be cut, and ranks their channels by calibration data.
+///
+/// Labels in `calibration` are not used. Deterministic, whatever the number of threads.
+///
+/// # Errors
+/// [`PruneError::Model`] for a file that is no usable ONNX model, [`PruneError::Data`] for data that do not fit it,
+/// [`PruneError::Proof`] when a cut would not be exact, [`PruneError::Runtime`], [`PruneError::Cancelled`].
+pub fn analyse(
+    model: &[u8],
+    calibration: &Dataset,
+    criterion: Criterion,
+    runtime: &dyn Runtime,
+    progress: &dyn Progress,
+) -> Result<Analysis, PruneError> {
+    let mut watch = Watch(BTreeMap::new());
+    let (dense, network) = watch.time(Stage::Load, || load(model, calibration, runtime, progress))?;
+    watch.time(Stage::Prove, || prove(&dense, &network, calibration, runtime, progress))?;
+    let inputs: Inputs<'_> = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let rows = calibration.rows();
+    let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, HELD_ROWS.0) };
+    let statistics = watch.time(Stage::Statistics, || collect(&network, &inputs, fit_rows, runtime, progress))?;
+    let orders = watch.time(Stage::Rank, || rank(&network, &statistics, criterion, progress))?;
+    let original_cost = cost_of(&dense, &network.shapes, 1);
+    let mut analysis = Analysis {
+        network,
+        statistics,
+        criterion,
+        orders,
+        losses: Vec::new(),
+        original: model.to_vec(),
+        original_cost,
+        seconds: BTreeMap::new(),
+        validated: Mutex::new(None),
+    };
+    analysis.losses = watch.time(Stage::Probe, || probe(&analysis, calibration, runtime, progress))?;
+    analysis.seconds = watch.0;
+    Ok(analysis)
+}
+
+fn load(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<(Model, Network), PruneError> {
+    step(progress, Stage::Load, 0, 2)?;
+    let dense = Model::decode(bytes, &Limits::default()).map_err(model_error)?;
+    check_data("calibration", bytes, calibration, runtime)?;
+    let folded = with_biases(&fold(&dense).map_err(model_error)?).map_err(model_error)?;
+    let examples = calibration.inputs().iter().map(|(n, t)| (n.clone(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
+    step(progress, Stage::Load, 1, 2)?;
+    let shapes = measure_shapes(&folded, runtime, &examples).map_err(model_error)?;
+    let coupling = Coupling::find(&folded, &shapes);
+    Ok((dense, Network::new(folded, shapes, coupling)))
+}
+
+/// Checks that data fit a model's inputs, and that there are rows enough for a model of fixed batch.
+pub(crate) fn check_data(role: &'static str, model: &[u8], data: &Dataset, runtime: &dyn Runtime) -> Result<(), PruneError> {
+    let loaded = runtime.load(model, Optimization::All).map_err(failed(Stage::Load))?;
+    data.check_against(loaded.inputs()).map_err(|source| PruneError::Data { role, source })
+}
+
+/// Proves on a few rows that folding changed nothing, that channels are interchangeable within their groups, and that a cut
+/// computes what zeroed readers compute.
+fn prove(dense: &Model, network: &Network, data: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<(), PruneError> {
+    let Network { model, shapes, coupling, .. } = network;
+    let batch = Batch::of(model, PROOF_ROWS);
+    let rows: BTreeMap<&str, pleach_domain::Tensor> = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(0, batch.rows))).collect();
+    let inputs: Vec<(&str, &pleach_domain::Tensor)> = rows.iter().map(|(n, t)| (*n, t)).collect();
+    let every_other = |g: &Group| (g.id, (0..g.size).filter(|u| u % 2 == 0).collect());
+    let keep: Keep = coupling.groups.iter().map(every_other).collect();
+    type Proof<'a> = (&'static str, &'a dyn Fn() -> Result<f64, ProofError>);
+    let proofs: [Proof<'_>; 3] = [
+        ("folding", &|| proof::equality(runtime, dense, model, &inputs)),
+        ("permutation", &|| proof::permutation(runtime, model, coupling, &inputs, 1)),
+        ("mask", &|| proof::mask(runtime, model, coupling, shapes, &keep, &inputs)),
+    ];
+    for (done, (name, run)) in proofs.iter().enumerate() {
+        step(progress, Stage::Prove, done, proofs.len())?;
+        let gap = run().map_err(model_error)?;
+        // Not `gap > BAR`: a gap that is no number fails, too.
+        if !matches!(gap.partial_cmp(&proof::BAR), Some(Ordering::Less | Ordering::Equal)) {
+            let detail = format!("outputs differ by {gap:.1e} of their largest value: expected at most {:.0e}", proof::BAR);
+            return Err(PruneError::Proof { proof: name, detail });
+        }
+    }
+    Ok(())
+}
+
+/// Orders of removal, for each group.
+fn rank(network: &Network, statistics: &Statistics, criterion: Criterion, progress: &dyn Progress) -> Result<Vec<Vec<usize>>, PruneError> {
+    let groups = &network.coupling.groups;
+    let order = |(i, group): (usize, &Group)| {
+        step(progress, Stage::Rank, i, groups.len())?;
+        match criterion {
+            Criterion::L1 => Ok(norm_order(Norm::L1, &producer_weights(network, group))),
+            Criterion::L2 => Ok(norm_order(Norm::L2, &producer_weights(network, group))),
+            Criterion::Obs => {
+                let readers = readers(network, statistics, group)?;
+                // A group that no solvable layer reads has nothing to be ranked by but its weights.
+                if readers.is_empty() { Ok(norm_order(Norm::L2, &producer_weights(network, group))) } else { obs_order(group.size, &readers) }
+            }
+        }
+    };
+    groups.iter().enumerate().map(order).collect()
+}
+
+/// Layers that sum over a group's channels and can be solved, with their statistics.
+fn solvable<'a>(network: &'a Network, statistics: &'a Statistics, group: &'a Group) -> impl Iterator<Item = Reading<'a>> {
+    let layers = network.layers.iter().zip(&statistics.layers);
+    layers.filter_map(|(layer, found)| {
+        let consumer = group.consumers.iter().find(|c| c.node == layer.node)?;
+        let plain = !matches!(layer.kind, Kind::Depthwise(_)) && found.gram.nrows() == layer.columns();
+        let columns = consumer.units.iter().map(|channels| layer.columns_of(channels)).collect();
+        plain.then_some(Reading { layer, gram: &found.gram, mean: &found.mean, columns })
+    })
+}
+
+struct Reading<'a> {
+    layer: &'a Layer,
+    gram: &'a Mat<f64>,
+    mean: &'a [f64],
+    /// For each unit of the group, the layer's columns.
+    columns: Vec<Vec<usize>>,
+}
+
+fn readers<'a>(network: &'a Network, statistics: &'a Statistics, group: &'a Group) -> Result<Vec<Reader<'a>>, PruneError> {
+    let reader = |r: Reading<'a>| Ok(Reader { gram: r.gram, weights: network.weights(r.layer)?.0, columns: r.columns });
+    solvable(network, statistics, group).map(reader).collect()
+}
+
+/// For each unit, the weights that make it.
+fn producer_weights(network: &Network, group: &Group) -> Vec<Vec<f32>> {
+    let mut all = vec![Vec::new(); group.size];
+    for producer in &group.producers {
+        let Some((dims, values)) = network.model.floats(&producer.weight) else { continue };
+        let inner: usize = dims.iter().skip(producer.axis + 1).product();
+        let length = dims.get(producer.axis).copied().unwrap_or(1);
+        for (unit, found) in all.iter_mut().enumerate() {
+            for &index in producer.units.of(unit) {
+                let blocks = values.chunks(length * inner.max(1));
+                found.extend(blocks.flat_map(|b| b.get(index * inner..(index + 1) * inner).unwrap_or_default()));
+            }
+        }
+    }
+    all
+}
+
+/// The loss of each group at some widths: divergence on held rows when it alone is cut and its readers are solved.
+fn probe(analysis: &Analysis, data: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<Vec<Vec<(usize, f64)>>, PruneError> {
+    let groups = &analysis.network.coupling.groups;
+    let held = Held::new(analysis, data);
+    let jobs: Vec<(usize, usize)> = (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(g.size).into_iter().map(move |w| (i, w))).collect();
+    let mut losses: Vec<Vec<(usize, f64)>> = groups.iter().map(|g| vec![(g.size, 0.0)]).collect();
+    for (done, &(group, width)) in jobs.iter().enumerate() {
+        step(progress, Stage::Probe, done, jobs.len())?;
+        let model = narrowed(analysis, group, width)?;
+        losses[group].push((width, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
+    }
+    losses.iter_mut().for_each(|l| monotone(l));
+    Ok(losses)
+}
+
+fn probe_widths(size: usize) -> Vec<usize> {
+    let mut widths: Vec<usize> = PROBES.iter().map(|share| ((share * size as f64).round() as usize).max(1)).filter(|&w| w < size).collect();
+    widths.dedup();
+    widths
+}
+
+/// Sorts by width and lets no narrower width lose less than a wider one.
+fn monotone(losses: &mut [(usize, f64)]) {
+    losses.sort_unstable_by_key(|&(width, _)| width);
+    let mut least = 0.0f64;
+    for (_, loss) in losses.iter_mut().rev() {
+        least = least.max(*loss);
+        *loss = least;
+    }
+}
+
+/// One group cut to a width, its readers solved on the dense statistics.
+fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, PruneError> {
+    let Analysis { network, statistics, orders, .. } = analysis;
+    let found = &network.coupling.groups[group];
+    let units = kept(&orders[group], width);
+    let keep: Keep = [(found.id, units.clone())].into();
+    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &keep).map_err(model_error)?;
+    let solve = |reading: Reading<'_>| -> Result<_, PruneError> {
+        let Reading { layer, gram, mean, columns } = reading;
+        let mut gone: Vec<usize> = (0..columns.len()).filter(|u| units.binary_search(u).is_err()).flat_map(|u| columns[u].clone()).collect();
+        gone.sort_unstable();
+        let stay: Vec<usize> = (0..gram.nrows()).filter(|c| gone.binary_search(c).is_err()).collect();
+        let (weights, bias) = network.weights(layer)?;
+        let ridge = RIDGE * mean_diagonal(gram) + f64::MIN_POSITIVE.sqrt();
+        let across = Mat::from_fn(stay.len(), gram.nrows(), |i, j| gram[(stay[i], j)]);
+        let mut solved = rows_of(&weights, &stay) * faer::Scale(ridge);
+        add_product(&mut solved, 1.0, &across, &weights);
+        Factor::new(principal(gram, &stay), ridge)?.solve(&mut solved);
+        let moved = |o: usize| {
+            let before: f64 = (0..weights.nrows()).map(|c| mean[c] * weights[(c, o)]).sum();
+            before - stay.iter().enumerate().map(|(i, &c)| mean[c] * solved[(i, o)]).sum::<f64>()
+        };
+        let bias: Vec<f64> = bias.iter().enumerate().map(|(o, b)| b + moved(o)).collect();
+        // A layer that both reads and makes the group loses outputs, too.
+        let outputs = network.staying(&layer.output, layer.outputs, &keep);
+        let solved = Mat::from_fn(solved.nrows(), outputs.len(), |c, o| solved[(c, outputs[o])]);
+        let bias: Vec<f32> = outputs.iter().map(|&o| bias[o] as f32).collect();
+        let (expected, _) = weights_of(&cut, layer)?;
+        if (expected.nrows(), expected.ncols()) != (solved.nrows(), solved.ncols()) {
+            return Ok(None);
+        }
+        let dims = cut.constant_dims(&layer.weight).unwrap_or_default();
+        Ok(Some([(layer.weight.clone(), (dims, stored(layer, &solved))), (layer.bias.clone(), (vec![bias.len()], bias))]))
+    };
+    let readings: Vec<Reading<'_>> = solvable(network, statistics, found).collect();
+    let solved = readings.into_par_iter().map(solve).collect::<Result<Vec<_>, _>>()?;
+    let constants: Overrides = solved.into_iter().flatten().flatten().collect();
+    with_constants(&cut, &constants)
+}
+
+/// The calibration rows that nothing is fitted to (all, when there is but one).
+pub(crate) struct Held<'a> {
+    inputs: BTreeMap<&'a str, pleach_domain::Tensor>,
+    teacher: Rows,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn new(analysis: &Analysis, data: &'a Dataset) -> Self {
+        let scores = &analysis.statistics.scores;
+        let fit = analysis.statistics.fit_rows;
+        let start = if fit < scores.rows { fit } else { 0 };
+        let inputs = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(start, scores.rows))).collect();
+        Self { inputs, teacher: scores.part(start, scores.rows) }
+    }
+
+    /// Divergence of a model from the dense one on these rows.
+    pub(crate) fn divergence(&self, model: &Model, runtime: &dyn Runtime, stage: Stage) -> Result<f64, PruneError> {
+        let inputs = self.inputs.iter().map(|(n, t)| (*n, t)).collect();
+        Ok(divergence(&self.teacher, &scores(model, &inputs, runtime, stage)?))
+    }
+}
+
+/// A classifier's output on rows, `[rows, classes]`.
+pub(crate) fn scores(model: &Model, inputs: &Inputs<'_>, runtime: &dyn Runtime, stage: Stage) -> Result<Rows, PruneError> {
+    let batch = Batch::of(model, 64);
+    let outputs = Runner::new(runtime, model, batch.rows, stage)?.run(inputs, batch.fixed)?;
+    let Some(first) = outputs.first() else { return Ok(Rows::default()) };
+    let data = floats(first)?.to_vec();
+    Ok(Rows::new(first.rows(), data.len() / first.rows().max(1), data))
+}
+
+fn interpolate(points: &[(usize, f64)], width: usize) -> f64 {
+    const TINY: f64 = 1e-7;
+    let above = points.iter().position(|p| p.0 >= width);
+    let (low, high) = match above {
+        Some(i) if points[i].0 == width => return points[i].1,
+        Some(0) => (points.first(), points.get(1)),
+        Some(i) => (points.get(i - 1), points.get(i)),
+        None => return points.last().map_or(0.0, |p| p.1),
+    };
+    let (Some(&(w0, l0)), Some(&(w1, l1))) = (low, high) else { return points.first().map_or(0.0, |p| p.1) };
+    let at = (width as f64 - w0 as f64) / (w1 as f64 - w0 as f64);
+    let (l0, l1) = ((l0 + TINY).ln(), (l1 + TINY).ln());
+    ((l0 + at * (l1 - l0)).exp() - TINY).max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_log_linear_between_probes_and_grow_below_them() {
+        let points = [(16, 1e-2), (32, 1e-3), (64, 0.0)];
+        assert!((interpolate(&points, 32) - 1e-3).abs() < 1e-12);
+        assert!((interpolate(&points, 24) - 10f64.powf(-2.5)).abs() < 1e-5);
+        assert!(interpolate(&points, 8) > 1e-2);
+        assert!(interpolate(&points, 48) > 0.0 && interpolate(&points, 48) < 1e-3);
+        assert!(interpolate(&points, 64).abs() < 1e-12);
+    }
+
+    #[test]
+    fn losses_do_not_rise_with_width() {
+        let mut losses = vec![(8, 0.0), (1, 0.5), (2, 0.1), (4, 0.2)];
+        monotone(&mut losses);
+        assert_eq!(losses, [(1, 0.5), (2, 0.2), (4, 0.2), (8, 0.0)]);
+    }
+}

@@ -1,0 +1,137 @@
+//! Timing twins: graphs that take as long as the real ones and hold none of their parameters.
+//!
+//! Weights come from `ConstantOfShape` nodes, which the runtime folds when it loads a graph, so a twin is a few hundred bytes.
+
+use pleach_domain::Tensor;
+use pleach_domain::runtime::TimedModel;
+use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
+use pleach_onnx::proto::{AttributeProto, TensorProto};
+use pleach_onnx::{Model, OnnxError, Patch};
+
+use super::PlanItem;
+use super::grid::Shape;
+use crate::analysis::Analysis;
+use crate::error::PruneError;
+use crate::network::model_error;
+use crate::surgery;
+
+/// Times the same kernel stands in a graph, so that the call and the layout changes at the ends weigh little.
+pub(super) const REPEATS: usize = 4;
+
+/// Name of a kernel's graph.
+pub(super) fn key(shape: &Shape, inputs: usize, outputs: usize, batch: usize) -> String {
+    let relu = if shape.activation { " relu" } else { "" };
+    let list = |v: &[usize]| v.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+    match &shape.window {
+        None => format!("gemm {inputs}-{outputs}{relu} b{batch}"),
+        Some(w) => {
+            let op = if shape.depthwise { "depthwise" } else { "conv" };
+            let (k, s, p, d, image) = (list(&w.kernel), list(&w.strides), list(&w.pads), list(&w.dilations), list(&shape.image));
+            format!("{op} k{k} s{s} p{p} d{d} i{image} {inputs}-{outputs}{relu} b{batch}")
+        }
+    }
+}
+
+/// A kernel's graph: [`REPEATS`] layers that read one input and add up, each with its bias and activation.
+pub(super) fn kernel(shape: &Shape, inputs: usize, outputs: usize, batch: usize) -> Result<TimedModel, PruneError> {
+    let mut graph = GraphBuilder::new("kernel");
+    let dims = match shape.window {
+        Some(_) => vec![batch, inputs, shape.image[0], shape.image[1]],
+        None => vec![batch, inputs],
+    };
+    let x = graph.input("x", ElementKind::Float, &dims.iter().map(|&d| Dim::Fixed(d)).collect::<Vec<_>>());
+    let (weight, attributes) = layer_form(shape, inputs, outputs);
+    let fan_in: usize = weight.iter().skip(1).product();
+    let mut sum: Option<String> = None;
+    for i in 0..REPEATS {
+        let w = filled(&mut graph, &format!("w{i}"), &weight, fill(fan_in, i));
+        let b = filled(&mut graph, &format!("b{i}"), &[outputs], fill(outputs, i));
+        let op = if shape.window.is_some() { "Conv" } else { "Gemm" };
+        let mut y = graph.node(op, &[&x, &w, &b], attributes.clone());
+        if let Some(before) = &sum {
+            y = graph.node("Add", &[&y, before], vec![]);
+        }
+        if shape.activation {
+            y = graph.node("Relu", &[&y], vec![]);
+        }
+        sum = Some(y);
+    }
+    graph.output(&sum.unwrap_or(x));
+    let model = graph.build().map_err(model_error)?;
+    let tensor = ones(dims).map_err(model_error)?;
+    Ok(TimedModel { model: model.encode(), inputs: vec![("x".to_owned(), tensor)] })
+}
+
+fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<AttributeProto>) {
+    let ints = |v: &[usize]| v.iter().map(|&x| i64::try_from(x).unwrap_or(i64::MAX)).collect::<Vec<i64>>();
+    match &shape.window {
+        None => (vec![outputs, inputs], vec![attribute("transB", 1i64)]),
+        Some(w) => {
+            let groups = if shape.depthwise { inputs } else { 1 };
+            let attributes = vec![
+                attribute("kernel_shape", ints(&w.kernel)),
+                attribute("strides", ints(&w.strides)),
+                attribute("pads", ints(&w.pads)),
+                attribute("dilations", ints(&w.dilations)),
+                attribute("group", i64::try_from(groups).unwrap_or(i64::MAX)),
+            ];
+            (vec![outputs, inputs / groups, w.kernel[0], w.kernel[1]], attributes)
+        }
+    }
+}
+
+/// The whole network at given widths, with every parameter replaced.
+pub(super) fn whole(analysis: &Analysis, widths: &[usize], batch: usize) -> Result<PlanItem, PruneError> {
+    let network = &analysis.network;
+    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &analysis.keep(widths)).map_err(model_error)?;
+    let model = blanked(&cut).map_err(model_error)?;
+    let mut inputs = Vec::new();
+    for input in model.inputs() {
+        let dims = network.shapes.at(&input.name, batch).unwrap_or_default();
+        inputs.push((input.name, ones(dims).map_err(model_error)?));
+    }
+    let model = model.encode();
+    Ok(PlanItem { key: format!("network {:016x} b{batch}", fingerprint(&model)), model: TimedModel { model, inputs } })
+}
+
+/// A model whose float initializers of more than one element are constants of the same shape.
+fn blanked(model: &Model) -> Result<Model, OnnxError> {
+    let Some(first) = model.nodes().next().map(|n| n.id) else { return Ok(model.clone()) };
+    let mut patch = Patch::new();
+    for (index, name) in model.initializers().enumerate() {
+        let Some((dims, values)) = model.floats(name).filter(|(_, v)| v.len() > 1) else { continue };
+        let shape = model.free_name(&format!("{name}.shape"));
+        let lengths: Vec<i64> = dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
+        patch.set_ints(&shape, &[lengths.len()], &lengths)?;
+        let fan_in = if dims.len() > 1 { values.len() / dims.first().copied().unwrap_or(1).max(1) } else { values.len() };
+        let value = attribute("value", scalar(fill(fan_in, index)));
+        patch.insert_before(first, node("ConstantOfShape", &shape, &[&shape], name, vec![value]));
+        patch.remove_initializer(name);
+    }
+    model.apply(&patch)
+}
+
+/// A small value that is another for each index, so that equal layers are not merged, and keeps sums over `fan_in` near 1.
+fn fill(fan_in: usize, index: usize) -> f32 {
+    (1.0 + index as f32 / 1024.0) / fan_in.max(1) as f32
+}
+
+fn scalar(value: f32) -> TensorProto {
+    TensorProto { dims: vec![1], data_type: Some(1), float_data: vec![value], ..TensorProto::default() }
+}
+
+fn filled(graph: &mut GraphBuilder, name: &str, dims: &[usize], value: f32) -> String {
+    let lengths: Vec<i64> = dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
+    let shape = graph.ints(&format!("{name}.shape"), &[lengths.len()], &lengths);
+    graph.node("ConstantOfShape", &[&shape], vec![attribute("value", scalar(value))])
+}
+
+fn ones(dims: Vec<usize>) -> Result<Tensor, pleach_domain::DomainError> {
+    let len = dims.iter().product();
+    Tensor::fp32(dims, (0..len).map(|i| 0.5 + (i % 7) as f32 / 8.0).collect())
+}
+
+/// FNV-1a, 64 bits (Fowler, Noll, Vo): a name, not a protection.
+pub(crate) fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}

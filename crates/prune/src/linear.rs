@@ -1,0 +1,260 @@
+//! Dense linear algebra for statistics and solves: Gram matrices, Cholesky factors.
+//!
+//! Products run in single precision over short chunks of rows and are summed in double precision. Work is cut into fixed
+//! panels, each summed in one order, so results are the same bits whatever the number of threads.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par, Spec};
+use rayon::prelude::*;
+
+use crate::error::PruneError;
+
+/// Rows multiplied in single precision before their products are added in double precision.
+const CHUNK_ROWS: usize = 256;
+/// Columns of a panel.
+const PANEL: usize = 128;
+
+/// A matrix of `rows` samples, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Rows {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: Vec<f32>,
+}
+
+impl Rows {
+    pub(crate) fn new(rows: usize, cols: usize, data: Vec<f32>) -> Self {
+        debug_assert_eq!(data.len(), rows * cols);
+        Self { rows, cols, data }
+    }
+
+    pub(crate) fn row(&self, index: usize) -> &[f32] {
+        self.data.get(index * self.cols..(index + 1) * self.cols).unwrap_or_default()
+    }
+
+    fn view(&self) -> MatRef<'_, f32> {
+        MatRef::from_row_major_slice(&self.data, self.rows, self.cols)
+    }
+
+    /// Rows `start..end`.
+    pub(crate) fn part(&self, start: usize, end: usize) -> Self {
+        let data = self.data.get(start * self.cols..end * self.cols).unwrap_or_default().to_vec();
+        Self::new(end - start, self.cols, data)
+    }
+
+    /// The columns `keep`, in that order.
+    pub(crate) fn columns(&self, keep: &[usize]) -> Self {
+        let data = self.data.chunks(self.cols.max(1)).flat_map(|row| keep.iter().map(|&c| row.get(c).copied().unwrap_or(0.0))).collect();
+        Self::new(self.rows, keep.len(), data)
+    }
+
+    /// Mean of each column.
+    pub(crate) fn means(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.cols];
+        for row in self.data.chunks(self.cols.max(1)) {
+            sums.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
+        }
+        sums.iter_mut().for_each(|s| *s /= self.rows.max(1) as f64);
+        sums
+    }
+
+    /// Subtracts one value from each column.
+    pub(crate) fn shift(&mut self, by: &[f64]) {
+        for row in self.data.chunks_mut(self.cols.max(1)) {
+            row.iter_mut().zip(by).for_each(|(x, &m)| *x -= m as f32);
+        }
+    }
+}
+
+/// `aᵀ b`, `[a.cols, b.cols]`.
+pub(crate) fn cross(a: &Rows, b: &Rows) -> Mat<f64> {
+    let tasks: Vec<_> = panels(a.cols).flat_map(|i| panels(b.cols).map(move |j| (i, j))).collect();
+    let mut out = Mat::zeros(a.cols, b.cols);
+    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, b, t.0, t.1))).collect::<Vec<_>>() {
+        out.as_mut().submatrix_mut(i.0, j.0, i.1, j.1).copy_from(&block);
+    }
+    out
+}
+
+/// `aᵀ a`, symmetric `[a.cols, a.cols]`.
+pub(crate) fn gram(a: &Rows) -> Mat<f64> {
+    let tasks: Vec<_> = panels(a.cols).flat_map(|i| panels(a.cols).map(move |j| (i, j))).filter(|(i, j)| i.0 >= j.0).collect();
+    let mut out = Mat::zeros(a.cols, a.cols);
+    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, a, t.0, t.1))).collect::<Vec<_>>() {
+        out.as_mut().submatrix_mut(i.0, j.0, i.1, j.1).copy_from(&block);
+        if i.0 != j.0 {
+            out.as_mut().submatrix_mut(j.0, i.0, j.1, i.1).copy_from(block.transpose());
+        }
+    }
+    out
+}
+
+/// `x w + bias`, one row of the result for each row of `x`; `w` is `[x.cols, outputs]`.
+pub(crate) fn apply(x: &Rows, w: &Mat<f64>, bias: &[f64]) -> Rows {
+    let cols = w.ncols();
+    let w = Mat::from_fn(w.nrows(), cols, |i, j| w[(i, j)] as f32);
+    let mut data = vec![0.0f32; x.rows * cols];
+    data.par_chunks_mut((CHUNK_ROWS * cols).max(1)).enumerate().for_each(|(chunk, out)| {
+        for row in out.chunks_mut(cols.max(1)) {
+            row.iter_mut().zip(bias).for_each(|(o, &b)| *o = b as f32);
+        }
+        let rows = out.len() / cols.max(1);
+        let part = x.view().subrows(chunk * CHUNK_ROWS, rows);
+        matmul(faer::MatMut::from_row_major_slice_mut(out, rows, cols), Accum::Add, part, w.as_ref(), 1.0f32, Par::Seq);
+    });
+    Rows::new(x.rows, cols, data)
+}
+
+fn panels(cols: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+    (0..cols.div_ceil(PANEL)).map(move |p| (p * PANEL, PANEL.min(cols - p * PANEL)))
+}
+
+fn panel(a: &Rows, b: &Rows, i: (usize, usize), j: (usize, usize)) -> Mat<f64> {
+    let mut sum = Mat::<f64>::zeros(i.1, j.1);
+    let mut part = Mat::<f32>::zeros(i.1, j.1);
+    for start in (0..a.rows).step_by(CHUNK_ROWS) {
+        let rows = CHUNK_ROWS.min(a.rows - start);
+        let left = a.view().submatrix(start, i.0, rows, i.1);
+        let right = b.view().submatrix(start, j.0, rows, j.1);
+        matmul(part.as_mut(), Accum::Replace, left.transpose(), right, 1.0f32, Par::Seq);
+        for col in 0..j.1 {
+            for row in 0..i.1 {
+                sum[(row, col)] += f64::from(part[(row, col)]);
+            }
+        }
+    }
+    sum
+}
+
+/// `c + alpha a b` in double precision, on the calling thread.
+pub(crate) fn add_product(c: &mut Mat<f64>, alpha: f64, a: &Mat<f64>, b: &Mat<f64>) {
+    matmul(c.as_mut(), Accum::Add, a.as_ref(), b.as_ref(), alpha, Par::Seq);
+}
+
+/// Rows and columns `index` of a square matrix.
+pub(crate) fn principal(a: &Mat<f64>, index: &[usize]) -> Mat<f64> {
+    Mat::from_fn(index.len(), index.len(), |i, j| a[(index[i], index[j])])
+}
+
+/// Rows `index` of a matrix.
+pub(crate) fn rows_of(a: &Mat<f64>, index: &[usize]) -> Mat<f64> {
+    Mat::from_fn(index.len(), a.ncols(), |i, j| a[(index[i], j)])
+}
+
+/// Mean of the diagonal.
+pub(crate) fn mean_diagonal(a: &Mat<f64>) -> f64 {
+    let n = a.nrows();
+    (0..n).map(|i| a[(i, i)]).sum::<f64>() / n.max(1) as f64
+}
+
+/// Sum of the elements of `aᵀ b`'s diagonal: the inner product of two matrices of one shape.
+pub(crate) fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    (0..a.ncols()).map(|j| (0..a.nrows()).map(|i| a[(i, j)] * b[(i, j)]).sum::<f64>()).sum()
+}
+
+/// The Cholesky factor of a symmetric positive definite matrix.
+#[derive(Debug)]
+pub(crate) struct Factor(Mat<f64>);
+
+impl Factor {
+    /// Factors `a + ridge I`.
+    ///
+    /// # Errors
+    /// [`PruneError::Numerics`] when that is not positive definite.
+    pub(crate) fn new(mut a: Mat<f64>, ridge: f64) -> Result<Self, PruneError> {
+        let n = a.nrows();
+        for i in 0..n {
+            a[(i, i)] += ridge;
+        }
+        let spec = Spec::default();
+        let mut memory = MemBuffer::new(llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, spec));
+        llt::factor::cholesky_in_place(a.as_mut(), llt::factor::LltRegularization::default(), Par::Seq, MemStack::new(&mut memory), spec)
+            .map_err(|e| PruneError::Numerics(format!("{n} x {n} matrix is not positive definite: {e}")))?;
+        for j in 0..n {
+            for i in 0..j {
+                a[(i, j)] = 0.0;
+            }
+        }
+        Ok(Self(a))
+    }
+
+    /// Solves for each column of `b`, in place.
+    pub(crate) fn solve(&self, b: &mut Mat<f64>) {
+        let stack = llt::solve::solve_in_place_scratch::<f64>(b.nrows(), b.ncols(), Par::Seq);
+        let mut memory = MemBuffer::new(stack);
+        llt::solve::solve_in_place(self.0.as_ref(), b.as_mut(), Par::Seq, MemStack::new(&mut memory));
+    }
+
+    /// The inverse of the factored matrix, both triangles.
+    pub(crate) fn inverse(&self) -> Mat<f64> {
+        let n = self.0.nrows();
+        let mut memory = MemBuffer::new(llt::inverse::inverse_scratch::<f64>(n, Par::Seq));
+        let mut out = Mat::zeros(n, n);
+        llt::inverse::inverse(out.as_mut(), self.0.as_ref(), Par::Seq, MemStack::new(&mut memory));
+        for j in 0..n {
+            for i in 0..j {
+                out[(i, j)] = out[(j, i)];
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Pseudo-random rows in -1..1 (xorshift).
+    pub(crate) fn noise(rows: usize, cols: usize, seed: u64) -> Rows {
+        let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut next = || {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            (s >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        Rows::new(rows, cols, (0..rows * cols).map(|_| next()).collect())
+    }
+
+    #[test]
+    fn gram_and_cross_equal_plain_sums() {
+        let (a, b) = (noise(700, 150, 1), noise(700, 3, 2));
+        let (g, c) = (gram(&a), cross(&a, &b));
+        for (i, j) in [(0, 0), (149, 3), (3, 149), (130, 129)] {
+            let want: f64 = (0..700).map(|r| f64::from(a.row(r)[i]) * f64::from(a.row(r)[j])).sum();
+            assert!((g[(i, j)] - want).abs() < 1e-3, "{} {want}", g[(i, j)]);
+        }
+        let want: f64 = (0..700).map(|r| f64::from(a.row(r)[140]) * f64::from(b.row(r)[2])).sum();
+        assert!((c[(140, 2)] - want).abs() < 1e-3);
+    }
+
+    #[test]
+    fn factor_solves_and_inverts() {
+        let g = gram(&noise(300, 40, 3));
+        let factor = Factor::new(g.clone(), 0.5).unwrap();
+        let inverse = factor.inverse();
+        let mut x = Mat::from_fn(40, 2, |i, j| (i + j) as f64);
+        factor.solve(&mut x);
+        let mut back = Mat::zeros(40, 2);
+        let ridged = Mat::from_fn(40, 40, |i, j| g[(i, j)] + if i == j { 0.5 } else { 0.0 });
+        add_product(&mut back, 1.0, &ridged, &x);
+        assert!((0..40).all(|i| (back[(i, 1)] - (i + 1) as f64).abs() < 1e-8));
+        let mut unit = Mat::zeros(40, 40);
+        add_product(&mut unit, 1.0, &ridged, &inverse);
+        assert!((0..40).all(|i| (0..40).all(|j| (unit[(i, j)] - f64::from(u8::from(i == j))).abs() < 1e-8)));
+    }
+
+    #[test]
+    fn same_bits_on_one_and_two_threads() {
+        let a = noise(1_000, 300, 4);
+        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| gram(&a));
+        assert_eq!(on(1), on(2));
+    }
+
+    #[test]
+    fn refuses_matrix_that_is_not_positive_definite() {
+        assert!(Factor::new(Mat::from_fn(3, 3, |_, _| 1.0), 0.0).is_err());
+    }
+}
