@@ -213,6 +213,14 @@ pub fn verified_device(der: &CertificateDer<'_>) -> Result<DeviceCertificate, Co
     device_of(&parse(der)?)
 }
 
+/// Serial number of a certificate, hexadecimal.
+///
+/// # Errors
+/// [`ControllerError::Certificate`] when it cannot be read.
+pub fn serial(der: &CertificateDer<'_>) -> Result<String, ControllerError> {
+    Ok(hex::encode(parse(der)?.tbs_certificate.raw_serial()))
+}
+
 /// Takes the identity key out of a certification request (PKCS #10, DER), after its proof of possession. Nothing else of it is used.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pleach_inference::OrtRuntime;
 use pleach_store::{Blobs, Store};
+use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::config::Config;
@@ -29,6 +30,8 @@ pub struct Controller {
     pub presence: Presence,
     /// Wakes the reconcilers.
     pub wake: Wake,
+    /// Cancelled when the controller ends.
+    pub stop: CancellationToken,
 }
 
 /// A controller as it is handed around.

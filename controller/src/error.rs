@@ -60,6 +60,12 @@ pub enum ControllerError {
     /// ONNX Runtime could not be opened.
     #[error("ONNX Runtime")]
     Inference(#[from] pleach_inference::InferenceError),
+    /// The REST server ended.
+    #[error("REST server")]
+    Api(#[source] io::Error),
+    /// The server for agents ended.
+    #[error("server for agents")]
+    Gateway(#[source] tonic::transport::Error),
     /// TLS refused its configuration.
     #[error("TLS configuration")]
     Tls(#[source] rustls::Error),

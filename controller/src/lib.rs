@@ -8,10 +8,13 @@ pub mod controller;
 mod enrolment_token;
 pub mod error;
 mod files;
+pub mod gateway;
 pub mod keys;
+pub mod metadata;
 pub mod presence;
 mod random;
 pub mod rest;
+pub mod serve;
 mod tls;
 pub mod wake;
 

@@ -104,3 +104,32 @@ async fn run(listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationTok
         });
     }
 }
+
+/// Finished connections as axum takes them.
+pub(crate) struct TlsListener {
+    connections: mpsc::Receiver<(Connection, SocketAddr)>,
+    address: SocketAddr,
+}
+
+impl TlsListener {
+    pub(crate) fn new(connections: mpsc::Receiver<(Connection, SocketAddr)>, address: SocketAddr) -> Self {
+        Self { connections, address }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        match self.connections.recv().await {
+            Some(connection) => connection,
+            // The acceptor has stopped; so will the server, by its own signal.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}

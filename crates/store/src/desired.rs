@@ -1,6 +1,7 @@
 //! Everything that should be true of one device, read at once: what the gateway sends down.
 
 use pleach_domain::id::PolicyName;
+use pleach_domain::state::DeviceState;
 use pleach_domain::{DeviceId, Digest};
 use sqlx::FromRow;
 
@@ -74,4 +75,38 @@ pub async fn of_device(session: &mut Session, device: &DeviceId) -> Result<Desir
         }
     };
     Ok(Desired { deployment, measurements: measurements::open_of_device(session, device).await? })
+}
+
+/// What moves when a device's desired state does: cheap to read for all devices at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    state: DeviceState,
+    assignment: i64,
+    newest_open_task_at_ms: i64,
+    open_tasks: i64,
+}
+
+/// The mark of every device.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn marks(session: &mut Session) -> Result<Vec<(DeviceId, Mark)>, StoreError> {
+    let rows: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
+        r"SELECT d.id, d.state, d.assignment_sequence, COALESCE(m.newest, 0), COALESCE(m.open, 0)
+        FROM devices d
+        LEFT JOIN (
+            SELECT device, MAX(created_at_ms) AS newest, COUNT(*) AS open
+            FROM measurements
+            WHERE state = 'open'
+            GROUP BY device) m ON m.device = d.id",
+    )
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("desired.marks"))?;
+    rows.into_iter()
+        .map(|(id, state, assignment, newest_open_task_at_ms, open_tasks)| {
+            let mark = Mark { state: parse("devices.state", &state)?, assignment, newest_open_task_at_ms, open_tasks };
+            Ok((parse("devices.id", &id)?, mark))
+        })
+        .collect()
 }
