@@ -10,6 +10,7 @@ pub mod atlas;
 pub mod coupling;
 pub mod criteria;
 pub mod error;
+mod evaluate;
 pub mod fold;
 pub mod levels;
 mod linear;
