@@ -1,5 +1,7 @@
 //! Files as they come: whole, broken, hostile.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know for tests
+
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
 use pleach_onnx::proto::tensor_proto::{DataLocation, DataType};
 use pleach_onnx::proto::{ModelProto, OperatorSetIdProto, TensorProto};

@@ -1,5 +1,7 @@
 //! Changes to a graph.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know for tests
+
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node, value_info};
 use pleach_onnx::tensor::{select, zero};
 use pleach_onnx::{Model, NodeId, OnnxError, Patch};

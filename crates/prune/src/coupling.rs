@@ -150,6 +150,21 @@ pub struct Group {
     pub tensors: Vec<TensorAxis>,
 }
 
+impl Group {
+    /// The units by kind: those of one part lie on the same axes equally often and may change places. A cut must leave a unit on
+    /// every axis, which keeping one of each part ensures. Most groups have one part.
+    pub fn parts(&self) -> Vec<Vec<usize>> {
+        let axes = || self.members.iter().map(|m| &m.units).chain(self.tensors.iter().map(|t| &t.units));
+        let mut parts: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
+        for unit in 0..self.size {
+            parts.entry(axes().map(|units| units.of(unit).len()).collect()).or_default().push(unit);
+        }
+        let mut parts: Vec<Vec<usize>> = parts.into_values().collect();
+        parts.sort();
+        parts
+    }
+}
+
 /// Channels that are never removed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frozen {

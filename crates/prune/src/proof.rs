@@ -9,7 +9,7 @@ use pleach_onnx::{Limits, Model, OnnxError, Shapes};
 use thiserror::Error;
 
 use crate::coupling::{Coupling, Keep};
-use crate::surgery::{self, SurgeryError, kinds};
+use crate::surgery::{self, SurgeryError};
 
 /// Largest relative difference at which a proof holds.
 pub const BAR: f64 = 1e-5;
@@ -61,7 +61,7 @@ pub fn permutation(runtime: &dyn Runtime, model: &Model, coupling: &Coupling, in
     let mut permuted = model.clone();
     let mut random = SplitMix(seed);
     for group in &coupling.groups {
-        let order = random.shuffle_within(&kinds(group));
+        let order = random.shuffle_within(&group.parts());
         permuted = surgery::permute(&permuted, coupling, group.id, &order)?;
     }
     difference(&run(runtime, model, inputs, Optimization::All)?, &run(runtime, &permuted, inputs, Optimization::All)?)
@@ -141,13 +141,19 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// A random order in which units of one kind change places.
-    fn shuffle_within(&mut self, kinds: &[Vec<usize>]) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..kinds.len()).collect();
-        for i in (1..order.len()).rev() {
-            let alike: Vec<usize> = (0..=i).filter(|&j| kinds.get(j) == kinds.get(i)).collect();
-            let pick = alike.get(self.next() as usize % alike.len().max(1)).copied().unwrap_or(i);
-            order.swap(i, pick);
+    /// A random order in which the units of each part change places (Fisher and Yates).
+    fn shuffle_within(&mut self, parts: &[Vec<usize>]) -> Vec<usize> {
+        let mut order = vec![0; parts.iter().map(Vec::len).sum()];
+        for part in parts {
+            let mut shuffled = part.clone();
+            for i in (1..shuffled.len()).rev() {
+                shuffled.swap(i, self.next() as usize % (i + 1));
+            }
+            for (&unit, &old) in part.iter().zip(&shuffled) {
+                if let Some(slot) = order.get_mut(unit) {
+                    *slot = old;
+                }
+            }
         }
         order
     }

@@ -116,8 +116,9 @@ pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize])
     if !sorted.iter().copied().eq(0..group.size) {
         return Err(wrong("the order is no permutation"));
     }
-    let kinds = kinds(group);
-    if order.iter().enumerate().any(|(u, &old)| kinds.get(u) != kinds.get(old)) {
+    let parts = group.parts();
+    let part = |unit: usize| parts.iter().position(|part| part.binary_search(&unit).is_ok());
+    if order.iter().enumerate().any(|(u, &old)| part(u) != part(old)) {
         return Err(wrong("the order moves a unit to a place that lies on other axes"));
     }
     let mut constants = BTreeMap::new();
@@ -141,12 +142,6 @@ pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize])
     let mut patch = Patch::new();
     constants.into_values().for_each(|tensor| drop(patch.set_constant(tensor)));
     Ok(model.apply(&patch)?)
-}
-
-/// For each unit of a group, how often it lies on each axis: units of one kind may change places.
-pub(crate) fn kinds(group: &Group) -> Vec<Vec<usize>> {
-    let axes = || group.members.iter().map(|m| &m.units).chain(group.tensors.iter().map(|t| &t.units));
-    (0..group.size).map(|unit| axes().map(|units| units.of(unit).len()).collect()).collect()
 }
 
 /// The groups of a cut with the units they lose.

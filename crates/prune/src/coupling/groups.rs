@@ -1,14 +1,14 @@
 //! From atoms and classes to groups, members and reasons.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use pleach_onnx::NodeId;
 
 use super::axes::{AtomId, Axis};
-use super::rules::Trace;
+use super::rules::{SPATIAL, Trace};
 use super::{Consumer, Coupling, Frozen, Group, GroupId, Member, Producer, TensorAxis, Units};
 
-/// Most indices of one axis that are worth listing: longer axes are no channels.
+/// Most reasons told for one frozen part.
 const MAX_REASONS: usize = 3;
 
 /// A connected set of atoms.
@@ -40,6 +40,7 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
             first.entry(component).or_insert(made.node);
         }
     }
+    let weights: HashSet<&str> = trace.made.iter().map(|m| m.weight.as_str()).collect();
     let mut order: Vec<usize> = members.keys().copied().collect();
     order.sort_by_key(|c| (first.get(c).copied().unwrap_or(NodeId(usize::MAX)), *c));
     let mut coupling =
@@ -52,6 +53,9 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
         };
         match reason(&trace, component, first.contains_key(&index)) {
             Some(reason) => {
+                if reason == SPATIAL || !members.iter().any(|(name, ..)| weights.contains(name.as_str())) {
+                    continue; // no channels: nothing anyone would ask to prune
+                }
                 let members = members.iter().map(|(name, axis, _)| (name.clone(), *axis)).collect();
                 coupling.frozen.push(Frozen { name, reason, members });
             }

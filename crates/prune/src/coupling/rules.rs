@@ -11,6 +11,9 @@ use super::axes::{Atoms, Axis};
 /// Batch size at which shapes are read: a prime, so that a factor of it in a Reshape is the batch and nothing else.
 const ROWS: usize = 1009;
 
+/// Why spatial axes are frozen: not worth telling.
+pub(super) const SPATIAL: &str = "spatial axis";
+
 /// A layer's output channels.
 pub(super) struct Made {
     pub(super) node: NodeId,
@@ -414,7 +417,7 @@ impl<'a> Trace<'a> {
     fn spatial(&mut self, node: Node<'a>, axes: &mut Vec<Axis>) -> Option<()> {
         let dims = self.dims(node.output(0)?)?;
         for &length in dims.get(axes.len()..)? {
-            axes.push(self.atoms.frozen(length, "spatial axis"));
+            axes.push(self.atoms.frozen(length, SPATIAL));
         }
         self.set(node, std::mem::take(axes))
     }
