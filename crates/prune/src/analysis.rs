@@ -116,7 +116,8 @@ pub fn analyse(
     let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, HELD_ROWS.0) };
     let statistics = watch.time(Stage::Statistics, || collect(&network, &inputs, fit_rows, runtime, progress))?;
     let orders = watch.time(Stage::Rank, || rank(&network, &statistics, criterion, progress))?;
-    let original_cost = cost_of(&dense, &network.shapes, 1);
+    // Folding renames nothing that is multiplied, so the work is that of the folded graph.
+    let original_cost = Cost { macs: cost_of(&network.model, &network.shapes, 1).macs, ..cost_of(&dense, &network.shapes, 1) };
     let mut analysis = Analysis {
         network,
         statistics,
@@ -156,7 +157,8 @@ pub(crate) fn check_data(role: &'static str, model: &[u8], data: &Dataset, runti
 fn prove(dense: &Model, network: &Network, data: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<(), PruneError> {
     let Network { model, shapes, coupling, .. } = network;
     let batch = Batch::of(model, PROOF_ROWS);
-    let rows: BTreeMap<&str, pleach_domain::Tensor> = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(0, batch.rows))).collect();
+    let rows: BTreeMap<&str, pleach_domain::Tensor> =
+        data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(0, batch.rows))).collect();
     let inputs: Vec<(&str, &pleach_domain::Tensor)> = rows.iter().map(|(n, t)| (*n, t)).collect();
     let every_other = |g: &Group| (g.id, (0..g.size).filter(|u| u % 2 == 0).collect());
     let keep: Keep = coupling.groups.iter().map(every_other).collect();
@@ -189,7 +191,11 @@ fn rank(network: &Network, statistics: &Statistics, criterion: Criterion, progre
             Criterion::Obs => {
                 let readers = readers(network, statistics, group)?;
                 // A group that no solvable layer reads has nothing to be ranked by but its weights.
-                if readers.is_empty() { Ok(norm_order(Norm::L2, &producer_weights(network, group))) } else { obs_order(group.size, &readers) }
+                if readers.is_empty() {
+                    Ok(norm_order(Norm::L2, &producer_weights(network, group)))
+                } else {
+                    obs_order(group.size, &readers)
+                }
             }
         }
     };
@@ -238,10 +244,16 @@ fn producer_weights(network: &Network, group: &Group) -> Vec<Vec<f32>> {
 }
 
 /// The loss of each group at some widths: divergence on held rows when it alone is cut and its readers are solved.
-fn probe(analysis: &Analysis, data: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<Vec<Vec<(usize, f64)>>, PruneError> {
+fn probe(
+    analysis: &Analysis,
+    data: &Dataset,
+    runtime: &dyn Runtime,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<(usize, f64)>>, PruneError> {
     let groups = &analysis.network.coupling.groups;
     let held = Held::new(analysis, data);
-    let jobs: Vec<(usize, usize)> = (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(g.size).into_iter().map(move |w| (i, w))).collect();
+    let jobs: Vec<(usize, usize)> =
+        (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(g.size).into_iter().map(move |w| (i, w))).collect();
     let mut losses: Vec<Vec<(usize, f64)>> = groups.iter().map(|g| vec![(g.size, 0.0)]).collect();
     for (done, &(group, width)) in jobs.iter().enumerate() {
         step(progress, Stage::Probe, done, jobs.len())?;
@@ -277,7 +289,8 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
     let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &keep).map_err(model_error)?;
     let solve = |reading: Reading<'_>| -> Result<_, PruneError> {
         let Reading { layer, gram, mean, columns } = reading;
-        let mut gone: Vec<usize> = (0..columns.len()).filter(|u| units.binary_search(u).is_err()).flat_map(|u| columns[u].clone()).collect();
+        let mut gone: Vec<usize> =
+            (0..columns.len()).filter(|u| units.binary_search(u).is_err()).flat_map(|u| columns[u].clone()).collect();
         gone.sort_unstable();
         let stay: Vec<usize> = (0..gram.nrows()).filter(|c| gone.binary_search(c).is_err()).collect();
         let (weights, bias) = network.weights(layer)?;

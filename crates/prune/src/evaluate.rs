@@ -60,7 +60,13 @@ fn digest(tensor: &Tensor) -> u64 {
 }
 
 /// Judges a variant against the model as uploaded.
-pub(crate) fn judge(analysis: &Analysis, variant: &Model, data: &Labelled<'_>, batch: usize, runtime: &dyn Runtime) -> Result<Judgement, PruneError> {
+pub(crate) fn judge(
+    analysis: &Analysis,
+    variant: &Model,
+    data: &Labelled<'_>,
+    batch: usize,
+    runtime: &dyn Runtime,
+) -> Result<Judgement, PruneError> {
     let teacher = dense_scores(analysis, data, runtime)?;
     let student = scores(variant, &data.inputs, runtime, Stage::Evaluate)?;
     let known = |rows: &Rows| -> Vec<usize> { classes(rows) };
@@ -112,7 +118,13 @@ fn confusion(labels: &[i64], found: &[usize], classes: usize) -> Result<Confusio
 }
 
 /// Mean latencies on this machine of the model as uploaded and of a variant, interleaved, in microseconds a batch.
-fn local_latency(analysis: &Analysis, variant: &Model, inputs: &Inputs<'_>, batch: usize, runtime: &dyn Runtime) -> Result<[f64; 2], PruneError> {
+fn local_latency(
+    analysis: &Analysis,
+    variant: &Model,
+    inputs: &Inputs<'_>,
+    batch: usize,
+    runtime: &dyn Runtime,
+) -> Result<[f64; 2], PruneError> {
     let batch = inputs.values().next().map_or(batch, |t| batch.min(t.rows()));
     let inputs: Vec<(String, Tensor)> = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, batch))).collect();
     let models = [analysis.original.clone(), variant.encode()].map(|model| TimedModel { model, inputs: inputs.clone() });
@@ -123,7 +135,12 @@ fn local_latency(analysis: &Analysis, variant: &Model, inputs: &Inputs<'_>, batc
     }
 }
 
-fn variant_cost(analysis: &Analysis, variant: &Model, data: &Labelled<'_>, runtime: &dyn Runtime) -> Result<pleach_onnx::Statistics, PruneError> {
+fn variant_cost(
+    analysis: &Analysis,
+    variant: &Model,
+    data: &Labelled<'_>,
+    runtime: &dyn Runtime,
+) -> Result<pleach_onnx::Statistics, PruneError> {
     if std::ptr::eq(variant, &analysis.network.model) {
         return Ok(cost_of(variant, &analysis.network.shapes, 1));
     }

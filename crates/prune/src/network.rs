@@ -27,7 +27,9 @@ pub(crate) enum Kind {
     Conv(Window),
     Depthwise(Window),
     /// `true` where the weight is `[outputs, columns]`.
-    Gemm { transposed: bool },
+    Gemm {
+        transposed: bool,
+    },
 }
 
 /// What follows a layer's sum.

@@ -109,9 +109,15 @@ impl Run<'_> {
         if problem.fits(&problem.dense(), budget) {
             return Ok((problem.dense(), None));
         }
-        let mut candidates: Vec<Choice> = EMPHASES.iter().filter_map(|&e| problem.solve(budget, e)).chain(problem.uniform(budget)).collect();
+        let mut candidates: Vec<Choice> =
+            EMPHASES.iter().filter_map(|&e| problem.solve(budget, e)).chain(problem.uniform(budget)).collect();
         let mut seen = Vec::new();
-        candidates.retain(|c| !seen.contains(c) && { seen.push(c.clone()); true });
+        candidates.retain(|c| {
+            !seen.contains(c) && {
+                seen.push(c.clone());
+                true
+            }
+        });
         match candidates.as_slice() {
             [] => {}
             [only] => return Ok((only.clone(), None)),
@@ -194,11 +200,8 @@ fn front(problem: &Problem) -> Vec<FrontPoint> {
 }
 
 fn decide(model: &Model, target: &Target, shortfall: Option<Shortfall>, report: Report) -> Outcome {
-    let reached = Feasible {
-        latency_us: report.predicted_latency_us,
-        accuracy: report.pruned.accuracy,
-        size_bytes: report.pruned.size_bytes,
-    };
+    let reached =
+        Feasible { latency_us: report.predicted_latency_us, accuracy: report.pruned.accuracy, size_bytes: report.pruned.size_bytes };
     let size = target.max_size_bytes.filter(|&b| reached.size_bytes > b);
     let size = size.map(|budget_bytes| Shortfall::Size { budget_bytes, smallest_bytes: reached.size_bytes });
     let accuracy = target.min_accuracy.filter(|&floor| reached.accuracy < floor);

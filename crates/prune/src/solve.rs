@@ -108,7 +108,11 @@ impl Problem {
         let at = |share: f64| -> Choice {
             let level = |g: &Levels| {
                 let want = share * g.widths.last().copied().unwrap_or(1) as f64;
-                g.widths.iter().enumerate().min_by(|a, b| (*a.1 as f64 - want).abs().total_cmp(&(*b.1 as f64 - want).abs())).map_or(0, |(i, _)| i)
+                g.widths
+                    .iter()
+                    .enumerate()
+                    .min_by(|a, b| (*a.1 as f64 - want).abs().total_cmp(&(*b.1 as f64 - want).abs()))
+                    .map_or(0, |(i, _)| i)
             };
             self.groups.iter().map(level).collect()
         };
@@ -221,7 +225,8 @@ impl Search<'_> {
     /// Budgets overshot, as shares.
     fn excess(&self, choice: &Choice) -> f64 {
         let over = |cost: f64, budget: f64| if budget.is_finite() { (cost / budget.max(f64::MIN_POSITIVE) - 1.0).max(0.0) } else { 0.0 };
-        over(self.problem.cost(&self.problem.time, choice), self.budget.time) + over(self.problem.cost(&self.problem.size, choice), self.budget.size)
+        over(self.problem.cost(&self.problem.time, choice), self.budget.time)
+            + over(self.problem.cost(&self.problem.size, choice), self.budget.size)
     }
 
     /// Best change of one or two groups, until none helps.
@@ -271,7 +276,10 @@ mod tests {
             Term { groups: vec![g, g + 1], table }
         };
         let time = Cost { constant: 1.0, terms: (0..n - 1).map(pair).collect() };
-        let size = Cost { constant: 0.0, terms: (0..n).map(|g| Term { groups: vec![g], table: (1..=levels).map(|l| l as f64).collect() }).collect() };
+        let size = Cost {
+            constant: 0.0,
+            terms: (0..n).map(|g| Term { groups: vec![g], table: (1..=levels).map(|l| l as f64).collect() }).collect(),
+        };
         Problem { groups: (0..n).map(group).collect(), time, size }
     }
 

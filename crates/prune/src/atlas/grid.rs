@@ -132,7 +132,8 @@ impl Grid {
 
     /// Bytes of the encoded model, `dense` of them at full width.
     pub(super) fn size(&self, dense: usize) -> Cost {
-        let bytes = |p: &Place, inputs: f64, outputs: f64| 4.0 * outputs * (1.0 + if p.shape.depthwise { 1.0 } else { inputs } * p.taps as f64);
+        let bytes =
+            |p: &Place, inputs: f64, outputs: f64| 4.0 * outputs * (1.0 + if p.shape.depthwise { 1.0 } else { inputs } * p.taps as f64);
         let terms = self.places.iter().map(|p| self.term(p, |i, o| bytes(p, i, o))).collect();
         let full: f64 = self.places.iter().map(|p| bytes(p, p.inputs as f64, p.outputs as f64)).sum();
         Cost { constant: dense as f64 - full, terms }
@@ -237,7 +238,8 @@ fn spread(values: &[usize], most: usize) -> Vec<usize> {
 }
 
 fn count(places: &[Place]) -> usize {
-    let mut all: Vec<(&Shape, (usize, usize))> = places.iter().flat_map(|p| p.pairs().into_iter().map(move |pair| (&p.shape, pair))).collect();
+    let mut all: Vec<(&Shape, (usize, usize))> =
+        places.iter().flat_map(|p| p.pairs().into_iter().map(move |pair| (&p.shape, pair))).collect();
     all.sort_unstable();
     all.dedup();
     all.len()
