@@ -66,7 +66,9 @@ pub fn prune(model: &Model, coupling: &Coupling, shapes: &Shapes, keep: &Keep) -
         let length = tensor.dims.get(axis).and_then(|&d| usize::try_from(d).ok()).unwrap_or(0);
         constants.insert(name, select(&tensor, axis, &complement(length, &removed))?);
     }
-    constants.into_values().for_each(|tensor| drop(patch.set_constant(tensor)));
+    for tensor in constants.into_values() {
+        patch.set_constant(tensor);
+    }
     for ((tensor, axis), removed) in &mut shorter {
         removed.sort_unstable();
         removed.dedup();
@@ -100,7 +102,9 @@ pub fn mask(model: &Model, coupling: &Coupling, keep: &Keep) -> Result<Model, Su
         }
     }
     let mut patch = Patch::new();
-    constants.into_values().for_each(|tensor| drop(patch.set_constant(tensor)));
+    for tensor in constants.into_values() {
+        patch.set_constant(tensor);
+    }
     Ok(model.apply(&patch)?)
 }
 
@@ -140,7 +144,9 @@ pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize])
         constants.insert(name, select(&tensor, member.axis, &indices)?);
     }
     let mut patch = Patch::new();
-    constants.into_values().for_each(|tensor| drop(patch.set_constant(tensor)));
+    for tensor in constants.into_values() {
+        patch.set_constant(tensor);
+    }
     Ok(model.apply(&patch)?)
 }
 

@@ -156,6 +156,11 @@ impl<'a> Trace<'a> {
         for output in model.outputs() {
             trace.freeze_tensor(&output.name, &format!("graph output `{}`", output.name));
         }
+        for alias in model.nodes().filter(|n| n.is("Identity")).filter_map(|n| n.output(0)) {
+            if let Some(axes) = trace.root(alias).and_then(|_| trace.axes(alias)) {
+                trace.tensors.insert(alias.to_owned(), axes);
+            }
+        }
         trace
     }
 
