@@ -236,12 +236,11 @@ fn ridge_solve(factor: &Factor, ridge: f64, x: &Rows, mut wanted: Rows, old: &Ma
 fn guard(solution: &mut Solution, old: Old<'_>, wanted: &Rows) {
     let norm = |m: &Mat<f64>, o: usize| (0..m.nrows()).map(|c| m[(c, o)].powi(2)).sum::<f64>().sqrt();
     let typical = (0..old.weights.ncols()).map(|o| norm(old.weights, o)).sum::<f64>() / old.weights.ncols().max(1) as f64;
-    let means = wanted.means();
-    for o in 0..old.weights.ncols() {
+    for (o, mean) in wanted.means().into_iter().enumerate() {
         let grown = norm(&solution.weights, o);
         if !grown.is_finite() || grown > MAX_GAIN * norm(old.weights, o).max(typical) {
             (0..old.weights.nrows()).for_each(|c| solution.weights[(c, o)] = old.weights[(c, o)]);
-            solution.bias[o] = means[o];
+            solution.bias[o] = mean;
         }
     }
 }
@@ -306,8 +305,8 @@ mod tests {
         x.shift(&[-3.0; 12]);
         let (targets, residual) = (apply(&x, &w, &b), noise(2_000, 3, 6));
         let sum = plus(targets, Some(&residual));
-        let zero = Mat::zeros(12, 3);
-        let old = Old { weights: &zero, bias: &[0.0; 3] };
+        let half = Mat::from_fn(12, 3, |i, j| w[(i, j)] / 2.0);
+        let old = Old { weights: &half, bias: &[0.0; 3] };
         let s = solve(x, &sum, Some(&residual), 1_800, old, Activation::None, 0).unwrap();
         assert!(far(&s.weights, &w) < 5e-3, "{}", far(&s.weights, &w));
         assert!(s.bias.iter().zip(&b).all(|(a, b)| (a - b).abs() < 0.06), "{:?}", s.bias);
@@ -315,7 +314,7 @@ mod tests {
 
     #[test]
     fn rounds_through_relu_lower_the_held_out_error() {
-        let (w, b) = known(10, 8);
+        let (w, b) = (known(10, 8).0, [-0.3; 8]);
         let x = noise(4_000, 10, 21);
         let targets = apply(&x, &w, &b);
         let half = x.columns(&[0, 1, 2, 3, 4]);

@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn divergence_of_equal_outputs_is_zero_and_grows_with_distance() {
-        let a = Rows::new(2, 2, vec![1.0, 0.0, 0.5, -2.0]);
-        let b = Rows::new(2, 2, vec![0.0, 1.0, 0.5, -2.0]);
+        let a = Rows::new(2, 2, vec![2.0, 1.0, 0.5, -2.0]);
+        let b = Rows::new(2, 2, vec![1.0, 2.0, 0.5, -2.0]);
         assert!(divergence(&a, &a).abs() < 1e-12);
         // p = (e, 1) / (e + 1): KL = p0 - p1 over one of two rows
         let p = 1f64.exp() / (1.0 + 1f64.exp());
