@@ -1,7 +1,7 @@
 //! Cuts a graph: removes units, or masks or permutes them to prove that a cut is exact.
 //!
 //! All three change constants, `group` attributes, literal Reshape targets and recorded shapes through one [`Patch`]; nodes,
-//! their order and names stay, so a [`NodeId`](pleach_onnx::NodeId) means the same node before and after.
+//! their order and names stay, so a [`NodeId`] means the same node before and after.
 
 use std::collections::BTreeMap;
 
