@@ -1,6 +1,6 @@
 //! Everything that needs more than one crate, in one binary: a module for each stage of the journey.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test that cannot go on fails
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)] // a test that cannot go on fails
 
 mod faults;
 mod harness;
