@@ -1,0 +1,642 @@
+//! Owns the ledger and the runtime half, and moves the device from one proven bundle to the next.
+//!
+//! At start the proven bundle serves before anything else. A new assignment is verified, delivered, loaded beside it, put on
+//! probation, and proven; whatever fails, the proven bundle goes on or comes back, and an event says which check it was.
+//! The decisions are in [`super::attempt`].
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pleach_domain::Digest;
+use pleach_proto::fleet::event::State;
+use pleach_proto::fleet::{Deployment, Event};
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::{self, Course, Resume, Verdict};
+use super::failure::Failure;
+use super::measure::{self, Outcome};
+use super::report::Reports;
+use super::slot::Slot;
+use super::trust::{self, Trust};
+use super::{Client, Desired, Device, Known, bundle, download};
+use crate::backoff::{Backoff, random};
+use crate::error::{AgentError, chain};
+use crate::files;
+use crate::keys::DeviceKeys;
+use crate::ledger::{Assigned, Attempt, Ended, Ledger, LedgerFile, Step};
+use crate::spool::Draft;
+use crate::supervisor::{Exit, RuntimeHandle, RuntimeStats, Standing, SupervisorError};
+
+/// How often a bundle on probation is looked at.
+const PROBATION_LOOK: Duration = Duration::from_millis(200);
+const DEFAULT_WINDOW: Duration = Duration::from_secs(10);
+/// A runtime that lived this long is healthy: the next restart is quick again.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// Time for last words at the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Where the current attempt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Delivering,
+    /// Whole on disk, waiting for the runtime.
+    Staged,
+    Loading,
+    Probation {
+        since: Instant,
+    },
+}
+
+/// A runtime that came up, and why the proven bundle does not serve in it, if so.
+type Up = (RuntimeHandle, Option<Failure>);
+
+pub(super) struct Engine {
+    device: Arc<Device>,
+    keys: Arc<DeviceKeys>,
+    ledger_file: LedgerFile,
+    ledger: Ledger,
+    trust: Result<Trust, AgentError>,
+    reports: Reports,
+    client: watch::Receiver<Client>,
+    desired: watch::Receiver<Desired>,
+    phase: Phase,
+    /// The download or the load of the current phase.
+    work: Slot<Result<(), Failure>>,
+    runtime: Option<RuntimeHandle>,
+    exited: Option<watch::Receiver<Option<Exit>>>,
+    starting: Slot<Result<Up, Failure>>,
+    restarts: Backoff,
+    started: Instant,
+    stats: Slot<Result<RuntimeStats, SupervisorError>>,
+    windows: Slot<Result<Vec<pleach_domain::window::Window>, SupervisorError>>,
+    window: Duration,
+    next_window: Instant,
+    measuring: Slot<Outcome>,
+    /// What the machine looked like when it was last compared with the reported profile.
+    machine_checked: bool,
+    /// The deployment that was refused last, so that it is refused once.
+    refused: Option<Digest>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        device: Arc<Device>,
+        keys: Arc<DeviceKeys>,
+        ledger_file: LedgerFile,
+        ledger: Ledger,
+        reports: Reports,
+        client: watch::Receiver<Client>,
+        desired: watch::Receiver<Desired>,
+    ) -> Self {
+        let trust = Trust::load(&device.state, device.clock.now_ms());
+        let now = Instant::now();
+        Self {
+            trust,
+            reports,
+            client,
+            desired,
+            phase: Phase::Idle,
+            work: Slot::empty(),
+            runtime: None,
+            exited: None,
+            starting: Slot::empty(),
+            restarts: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            started: now,
+            stats: Slot::empty(),
+            windows: Slot::empty(),
+            window: DEFAULT_WINDOW,
+            next_window: now + DEFAULT_WINDOW,
+            measuring: Slot::empty(),
+            machine_checked: false,
+            refused: None,
+            device,
+            keys,
+            ledger_file,
+            ledger,
+        }
+    }
+
+    /// Works until `stop` is cancelled.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        self.start(Duration::ZERO);
+        self.wake_up().await;
+        let mut look = interval(PROBATION_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let on_probation = matches!(self.phase, Phase::Probation { .. });
+            tokio::select! {
+                () = stop.cancelled() => break,
+                up = self.starting.done() => self.runtime_up(up).await,
+                exit = ended(&mut self.exited) => self.runtime_down(&exit).await,
+                done = self.work.done() => self.work_done(done).await,
+                Ok(()) = self.desired.changed() => self.desired_changed().await,
+                Ok(()) = self.client.changed() => {
+                    self.machine_checked = false;
+                    self.measure();
+                }
+                _ = look.tick(), if on_probation && self.stats.is_empty() => self.ask_stats(),
+                stats = self.stats.done() => self.look(stats).await,
+                () = sleep_until(self.next_window) => self.ask_windows(),
+                windows = self.windows.done() => self.windows_done(windows).await,
+                outcome = self.measuring.done() => self.measured(outcome).await,
+            }
+        }
+        self.farewell().await;
+    }
+
+    // ---- start and end ----
+
+    /// Goes over what an earlier start left behind.
+    async fn wake_up(&mut self) {
+        self.publish_known();
+        self.sweep();
+        if let Some(proven) = self.ledger.proven.clone() {
+            // The event may have been lost with the power; it changes nothing where it was not.
+            self.tell(&proven, State::Proven, None).await;
+        }
+        let Some(mut left) = self.ledger.attempt.clone() else { return };
+        let staged = self.device.state.bundle(&left.assigned.digest).exists();
+        let resume = attempt::resume(&mut left, staged);
+        tracing::info!(bundle = %left.assigned.digest, step = ?left.step, boots = left.boots, ?resume, "going on with an attempt");
+        let boots = left.boots;
+        self.ledger.attempt = Some(left);
+        self.save_or_log();
+        match resume {
+            Resume::GiveUp => {
+                let words = format!("the agent was started {boots} times with this bundle on probation");
+                self.fail(Failure::new("interrupted", words)).await;
+            }
+            Resume::Deliver => self.deliver(),
+            Resume::Load => self.phase = Phase::Staged,
+        }
+    }
+
+    async fn farewell(&mut self) {
+        self.work.clear();
+        self.measuring.clear();
+        if let Some(attempt) = self.ledger.attempt.as_mut().filter(|a| a.step == Step::Probation) {
+            // Stopped on purpose: not the bundle's doing.
+            (attempt.step, attempt.boots) = (Step::Staged, 0);
+        }
+        self.save_or_log();
+        let Some(runtime) = self.runtime.take() else { return };
+        if let Ok(Ok(windows)) = timeout(FAREWELL, runtime.collect_windows()).await {
+            self.windows_done(Ok(windows)).await;
+        }
+        let mut exited = runtime.exited();
+        self.stats.clear();
+        self.windows.clear();
+        drop(runtime);
+        let _ = timeout(FAREWELL, exited.wait_for(Option::is_some)).await;
+    }
+
+    /// Removes files of bundles that nothing refers to any more.
+    fn sweep(&self) {
+        let kept: Vec<String> = self.referred().map(|a| a.digest.to_string()).collect();
+        let Ok(entries) = fs::read_dir(self.device.state.bundles()) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+            if !kept.iter().any(|k| k == stem) {
+                log_failed(files::remove(&path));
+            }
+        }
+    }
+
+    fn referred(&self) -> impl Iterator<Item = &Assigned> {
+        self.ledger.proven.iter().chain(self.ledger.attempt.as_ref().map(|a| &a.assigned))
+    }
+
+    // ---- the runtime half ----
+
+    fn start(&mut self, after: Duration) {
+        let (device, keys, proven) = (Arc::clone(&self.device), Arc::clone(&self.keys), self.ledger.proven.clone());
+        self.starting.put(async move {
+            sleep(after).await;
+            let options = device.runtime_options().map_err(|e| Failure::of_agent(&e))?;
+            let runtime = RuntimeHandle::spawn(&options).await.map_err(|e| Failure::of_runtime(&e))?;
+            let Some(proven) = proven else { return Ok((runtime, None)) };
+            let digest = proven.digest;
+            let loaded = bundle::load(device, keys, runtime.clone(), proven).await;
+            let serving = match loaded {
+                Ok(()) => runtime.activate(digest, Standing::Proven).await.map_err(|e| Failure::of_runtime(&e)),
+                Err(failure) => Err(failure),
+            };
+            Ok((runtime, serving.err()))
+        });
+    }
+
+    async fn runtime_up(&mut self, up: Result<Up, Failure>) {
+        let (runtime, failure) = match up {
+            Ok(up) => up,
+            Err(failure) => {
+                let wait = self.restarts.next(random());
+                tracing::error!(
+                    check = failure.check,
+                    detail = failure.detail,
+                    wait_ms = wait.as_millis() as u64,
+                    "the runtime does not start"
+                );
+                return self.start(wait);
+            }
+        };
+        tracing::info!(pid = runtime.pid(), "runtime started");
+        self.exited = Some(runtime.exited());
+        self.runtime = Some(runtime);
+        self.started = Instant::now();
+        if let Some(failure) = failure {
+            self.proven_does_not_serve(failure).await;
+        }
+        if self.phase == Phase::Staged {
+            self.load().await;
+        }
+        self.measure();
+    }
+
+    async fn runtime_down(&mut self, exit: &Exit) {
+        self.exited = None;
+        self.runtime = None;
+        self.stats.clear();
+        self.windows.clear();
+        if self.started.elapsed() > HEALTHY {
+            self.restarts.reset();
+        }
+        let wait = self.restarts.next(random());
+        tracing::error!(exit = exit.detail, wait_ms = wait.as_millis() as u64, "the runtime ended; starting it again");
+        if matches!(self.phase, Phase::Loading | Phase::Probation { .. }) {
+            self.fail(Failure::new("crash", format!("the runtime ended: {}", exit.detail))).await;
+        }
+        self.start(wait);
+    }
+
+    /// The bundle that was proven before cannot be brought back. Damaged bytes are fetched again; anything else is a failure.
+    async fn proven_does_not_serve(&mut self, failure: Failure) {
+        let Some(proven) = self.ledger.proven.clone() else { return };
+        tracing::error!(bundle = %proven.digest, check = failure.check, detail = failure.detail, "the proven bundle does not serve");
+        match failure.check.as_str() {
+            // The runtime is down with it, and is started again.
+            "crash" | "hang" | "runtime" | "memory" => return,
+            "decrypt" | "storage" | "chunk-hash" => {
+                log_failed(files::remove(&self.device.state.bundle(&proven.digest)));
+                self.ledger.proven = None;
+                if self.ledger.attempt.is_none() {
+                    self.ledger.attempt = Some(Attempt { assigned: proven, step: Step::Delivering, boots: 0 });
+                    self.deliver();
+                }
+            }
+            _ => {
+                self.ledger.proven = None;
+                self.ledger.ended = Some(Ended { sequence: proven.sequence, check: failure.check.clone() });
+                self.tell(&proven, State::Failed, Some(&failure)).await;
+            }
+        }
+        self.save_or_log();
+        self.publish_known();
+    }
+
+    // ---- what is desired ----
+
+    async fn desired_changed(&mut self) {
+        let Some(desired) = self.desired.borrow_and_update().clone() else { return };
+        let window = Duration::from_millis(desired.window_ms.into()).clamp(Duration::from_secs(1), Duration::from_secs(3600));
+        self.window = if desired.window_ms == 0 { DEFAULT_WINDOW } else { window };
+        self.next_window = self.next_window.min(Instant::now() + self.window);
+        // That nothing is assigned is no signed word: what is proven goes on.
+        if let Some(deployment) = &desired.deployment {
+            self.consider(deployment).await;
+        }
+        self.measure();
+    }
+
+    async fn consider(&mut self, deployment: &Deployment) {
+        let identity = pleach_artifact::sha256(&deployment.encode_to_vec());
+        if self.refused == Some(identity) {
+            return;
+        }
+        let now_ms = self.device.clock.now_ms();
+        let agreed = match &mut self.trust {
+            Ok(trust) => trust.agree(deployment, self.device.id.as_str(), self.ledger.accepted.as_ref(), now_ms),
+            Err(error) => Err(Failure::of_agent(error)),
+        };
+        self.publish_known();
+        let (agreed, assigned) = match agreed {
+            Ok(agreed) => agreed,
+            Err(failure) => {
+                self.refused = Some(identity);
+                return self.refuse(deployment, &failure).await;
+            }
+        };
+        self.refused = None;
+        self.ledger.accepted = Some(agreed.accepted());
+        match attempt::course(&self.ledger, &assigned) {
+            Course::Stay => {}
+            Course::Adopt => self.adopt(assigned).await,
+            Course::Begin => self.begin(assigned).await,
+        }
+    }
+
+    async fn refuse(&mut self, deployment: &Deployment, failure: &Failure) {
+        tracing::error!(check = failure.check, detail = failure.detail, "an assignment is refused");
+        let (sequence, digest) = trust::claims(&deployment.assignment);
+        let event = self.event(sequence, digest, State::Refused, Some(failure));
+        self.reports.push(Draft { events: vec![event], ..Draft::default() }).await;
+    }
+
+    async fn adopt(&mut self, assigned: Assigned) {
+        self.abandon().await;
+        match bundle::check_wrap(&self.device, &self.keys, &assigned) {
+            Ok(()) => {
+                self.ledger.proven = Some(assigned.clone());
+                self.save_or_log();
+                self.publish_known();
+                self.tell(&assigned, State::Proven, None).await;
+            }
+            Err(failure) => {
+                self.ledger.ended = Some(Ended { sequence: assigned.sequence, check: failure.check.clone() });
+                self.save_or_log();
+                self.tell(&assigned, State::Failed, Some(&failure)).await;
+            }
+        }
+    }
+
+    async fn begin(&mut self, assigned: Assigned) {
+        self.abandon().await;
+        tracing::info!(bundle = %assigned.digest, sequence = assigned.sequence, "a new assignment");
+        self.ledger.attempt = Some(Attempt { assigned: assigned.clone(), step: Step::Delivering, boots: 0 });
+        self.sweep();
+        if let Err(failure) = self.save() {
+            return self.fail(failure).await;
+        }
+        self.tell(&assigned, State::Delivering, None).await;
+        // An unusable wrap is known before a byte is downloaded.
+        match bundle::check_wrap(&self.device, &self.keys, &assigned) {
+            Ok(()) => self.deliver(),
+            Err(failure) => self.fail(failure).await,
+        }
+    }
+
+    /// Gives way to a newer assignment.
+    async fn abandon(&mut self) {
+        self.work.clear();
+        self.stats.clear();
+        self.phase = Phase::Idle;
+        if let Some(left) = self.ledger.attempt.take() {
+            tracing::info!(bundle = %left.assigned.digest, sequence = left.assigned.sequence, "superseded");
+            self.fall_back(&left.assigned.digest).await;
+        }
+    }
+
+    // ---- the steps of an attempt ----
+
+    fn deliver(&mut self) {
+        let Some(attempt) = &self.ledger.attempt else { return };
+        self.phase = Phase::Delivering;
+        self.work.put(download::bundle(Arc::clone(&self.device), self.client.clone(), attempt.assigned.clone()));
+    }
+
+    async fn work_done(&mut self, done: Result<(), Failure>) {
+        match (self.phase, done) {
+            (Phase::Delivering, Ok(())) => self.staged().await,
+            (Phase::Loading, Ok(())) => self.loaded().await,
+            (_, Err(failure)) => self.fail(failure).await,
+            (Phase::Idle | Phase::Staged | Phase::Probation { .. }, Ok(())) => {}
+        }
+    }
+
+    async fn staged(&mut self) {
+        self.phase = Phase::Staged;
+        let Some(assigned) = self.set_step(Step::Staged).await else { return };
+        self.tell(&assigned, State::Staged, None).await;
+        self.load().await;
+    }
+
+    async fn load(&mut self) {
+        let Some(runtime) = self.runtime.clone() else { return };
+        // Before anything is run of it: should it take the machine down, the next start knows.
+        let Some(assigned) = self.set_step(Step::Probation).await else { return };
+        self.phase = Phase::Loading;
+        self.work.put(bundle::load(Arc::clone(&self.device), Arc::clone(&self.keys), runtime, assigned));
+    }
+
+    async fn loaded(&mut self) {
+        let (Some(runtime), Some(attempt)) = (self.runtime.clone(), self.ledger.attempt.clone()) else { return };
+        if let Err(error) = runtime.activate(attempt.assigned.digest, Standing::Probation).await {
+            return self.fail(Failure::of_runtime(&error)).await;
+        }
+        self.phase = Phase::Probation { since: Instant::now() };
+        self.tell(&attempt.assigned, State::Probation, None).await;
+    }
+
+    fn ask_stats(&mut self) {
+        if let Some(runtime) = self.runtime.clone() {
+            self.stats.put(async move { runtime.stats().await });
+        }
+    }
+
+    async fn look(&mut self, stats: Result<RuntimeStats, SupervisorError>) {
+        let (Phase::Probation { since }, Some(attempt)) = (self.phase, &self.ledger.attempt) else { return };
+        // A runtime that hangs is ended by its watchdog, and that is what fails the attempt.
+        let Ok(stats) = stats else { return };
+        if stats.bundle != Some(attempt.assigned.digest) {
+            return;
+        }
+        match attempt::judge(&attempt.assigned, stats.requests, stats.errors, since.elapsed()) {
+            Verdict::Wait => {}
+            Verdict::Proven => self.prove().await,
+            Verdict::Failed(words) => self.fail(Failure::new("probation-errors", words)).await,
+        }
+    }
+
+    async fn prove(&mut self) {
+        let Some(attempt) = self.ledger.attempt.take() else { return };
+        let old = self.ledger.proven.replace(attempt.assigned.clone());
+        if self.save().is_err() {
+            // Not proven until it is written: looked at again soon.
+            self.ledger.proven = old;
+            self.ledger.attempt = Some(attempt);
+            return;
+        }
+        self.phase = Phase::Idle;
+        let proven = attempt.assigned;
+        tracing::info!(bundle = %proven.digest, sequence = proven.sequence, "proven");
+        self.publish_known();
+        self.tell(&proven, State::Proven, None).await;
+        if let Some(runtime) = &self.runtime {
+            log_runtime(runtime.activate(proven.digest, Standing::Proven).await);
+            if let Some(old) = old.filter(|old| old.digest != proven.digest) {
+                log_runtime(runtime.unload(old.digest).await);
+            }
+        }
+        self.sweep();
+    }
+
+    /// Ends the attempt: the last proven bundle serves, and the controller is told why.
+    async fn fail(&mut self, failure: Failure) {
+        self.phase = Phase::Idle;
+        self.work.clear();
+        self.stats.clear();
+        let Some(attempt) = self.ledger.attempt.take() else { return };
+        let assigned = attempt.assigned;
+        tracing::error!(bundle = %assigned.digest, check = failure.check, detail = failure.detail, "an assignment failed");
+        self.fall_back(&assigned.digest).await;
+        self.ledger.ended = Some(Ended { sequence: assigned.sequence, check: failure.check.clone() });
+        // The bytes go first: they may be what fills the disk.
+        self.sweep();
+        self.save_or_log();
+        self.tell(&assigned, State::Failed, Some(&failure)).await;
+    }
+
+    /// Puts the proven bundle back where `other` may serve, and forgets that.
+    async fn fall_back(&mut self, other: &Digest) {
+        let Some(runtime) = &self.runtime else { return };
+        let proven = self.ledger.proven.as_ref().map(|p| p.digest);
+        if let Some(proven) = proven {
+            log_runtime(runtime.activate(proven, Standing::Proven).await);
+        }
+        if proven != Some(*other) {
+            log_runtime(runtime.unload(*other).await);
+        }
+    }
+
+    // ---- telemetry ----
+
+    fn ask_windows(&mut self) {
+        self.next_window = Instant::now() + self.window;
+        if let Some(runtime) = self.runtime.clone().filter(|_| self.windows.is_empty()) {
+            self.windows.put(async move { runtime.collect_windows().await });
+        }
+        self.measure();
+    }
+
+    async fn windows_done(&mut self, windows: Result<Vec<pleach_domain::window::Window>, SupervisorError>) {
+        match windows {
+            Ok(windows) if windows.is_empty() => {}
+            Ok(windows) => {
+                let windows = windows.iter().map(Into::into).collect();
+                self.reports.push(Draft { windows, ..Draft::default() }).await;
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "the windows could not be collected"),
+        }
+    }
+
+    /// Begins the next measurement when none runs: the profile first, then what the controller asks for.
+    fn measure(&mut self) {
+        let Some(runtime) = self.runtime.clone().filter(|_| self.measuring.is_empty()) else { return };
+        if !self.machine_checked {
+            match measure::machine(&self.device) {
+                Ok(machine) if self.ledger.profile != Some(crate::profile::fingerprint(&machine)) => {
+                    return self.measuring.put(measure::profile(Arc::clone(&self.device), runtime));
+                }
+                Ok(_) => self.machine_checked = true,
+                Err(failure) => tracing::error!(detail = failure.detail, "the machine cannot be read"),
+            }
+        }
+        let desired = self.desired.borrow().clone();
+        let task = desired.as_ref().and_then(|d| d.measurements.iter().find(|t| !self.ledger.measured.contains(&t.id)).cloned());
+        if let Some(task) = task {
+            tracing::info!(task = task.id, size_bytes = task.length, "measuring");
+            self.measuring.put(measure::task(self.client.clone(), runtime, task));
+        }
+    }
+
+    async fn measured(&mut self, outcome: Outcome) {
+        let draft = match outcome {
+            // Tried again with the next window.
+            Outcome::Later(words) => return tracing::warn!(words, "measuring has to wait"),
+            Outcome::Profile(profile) => {
+                let fingerprint = crate::profile::fingerprint(&profile);
+                self.ledger.profile = Some(fingerprint);
+                self.machine_checked = true;
+                Draft { profile: Some((&*profile).into()), ..Draft::default() }
+            }
+            Outcome::Task(measurement) => {
+                tracing::info!(task = measurement.task_id, timings = measurement.timings.len(), error = measurement.error, "measured");
+                self.ledger.remember_measured(measurement.task_id.clone());
+                Draft { measurements: vec![measurement], ..Draft::default() }
+            }
+        };
+        // The report first: a crash in between measures twice, which is only slow.
+        if self.reports.push(draft).await {
+            self.save_or_log();
+        }
+        self.measure();
+    }
+
+    // ---- memory and words ----
+
+    async fn set_step(&mut self, step: Step) -> Option<Assigned> {
+        let attempt = self.ledger.attempt.as_mut()?;
+        attempt.step = step;
+        let assigned = attempt.assigned.clone();
+        match self.save() {
+            Ok(()) => Some(assigned),
+            Err(failure) => {
+                self.fail(failure).await;
+                None
+            }
+        }
+    }
+
+    fn save(&mut self) -> Result<(), Failure> {
+        self.ledger.time_floor_ms = self.ledger.time_floor_ms.max(self.device.clock.floor_ms());
+        self.ledger_file.save(&self.ledger).map_err(|error| {
+            tracing::error!(error = chain(&error), "the ledger could not be written");
+            Failure::of_agent(&error)
+        })
+    }
+
+    fn save_or_log(&mut self) {
+        // Logged already; what is in memory holds, and the next save writes it.
+        let _ = self.save();
+    }
+
+    fn publish_known(&self) {
+        let known = &self.device.known;
+        Known::set(&known.proven_sequence, self.ledger.proven.as_ref().map_or(0, |p| p.sequence));
+        Known::set(&known.root_version, self.trust.as_ref().map_or(0, Trust::root_version));
+    }
+
+    async fn tell(&mut self, assigned: &Assigned, state: State, failure: Option<&Failure>) {
+        let event = self.event(assigned.sequence, assigned.digest.as_bytes().to_vec(), state, failure);
+        self.reports.push(Draft { events: vec![event], ..Draft::default() }).await;
+    }
+
+    fn event(&self, assignment_sequence: u64, bundle_digest: Vec<u8>, state: State, failure: Option<&Failure>) -> Event {
+        Event {
+            assignment_sequence,
+            bundle_digest,
+            state: state.into(),
+            check: failure.map(|f| f.check.clone()).unwrap_or_default(),
+            detail: failure.map(|f| f.detail.chars().take(500).collect()).unwrap_or_default(),
+            at_ms: self.device.clock.now_ms(),
+        }
+    }
+}
+
+async fn ended(exited: &mut Option<watch::Receiver<Option<Exit>>>) -> Exit {
+    let Some(receiver) = exited else { return std::future::pending().await };
+    match receiver.wait_for(Option::is_some).await {
+        Ok(exit) => exit.clone().unwrap_or_else(unknown),
+        Err(_) => unknown(),
+    }
+}
+
+fn unknown() -> Exit {
+    Exit { detail: "unknown".to_owned() }
+}
+
+fn log_runtime(result: Result<(), SupervisorError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = chain(&error), "the runtime did not follow");
+    }
+}
+
+fn log_failed(result: Result<(), AgentError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = chain(&error), "a file could not be removed");
+    }
+}
