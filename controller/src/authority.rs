@@ -14,7 +14,7 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, DnsName, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
@@ -310,11 +310,11 @@ fn server_names(names: &[String]) -> Result<Vec<SanType>, ControllerError> {
     all.iter()
         .map(|name| match name.parse::<IpAddr>() {
             Ok(ip) => Ok(SanType::IpAddress(ip)),
-            Err(_) => name
-                .as_str()
-                .try_into()
-                .map(SanType::DnsName)
-                .map_err(|_| ControllerError::Config(format!("hostname {name:?}: expected a DNS name or an IP address"))),
+            Err(_) => {
+                let refused = || ControllerError::Config(format!("hostname {name:?}: expected a DNS name or an IP address"));
+                let name = DnsName::try_from(name.as_str()).map_err(|_| refused())?;
+                name.as_ref().try_into().map(SanType::DnsName).map_err(|_| refused())
+            }
         })
         .collect()
 }

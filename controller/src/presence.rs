@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pleach_domain::DeviceId;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// The open streams, one for each device. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -20,7 +19,6 @@ struct Streams {
 #[derive(Debug)]
 struct Stream {
     number: u64,
-    superseded: CancellationToken,
     look: watch::Sender<u64>,
 }
 
@@ -30,25 +28,21 @@ pub(crate) struct Seat {
     presence: Presence,
     device: DeviceId,
     number: u64,
-    /// Cancelled when a newer stream of the same device opens.
-    pub(crate) superseded: CancellationToken,
-    /// Changes when the device's desired state may have changed.
+    /// Changes when the device's desired state may have changed; closes when a newer stream of the same device opens.
     pub(crate) look: watch::Receiver<u64>,
 }
 
 impl Presence {
     /// Takes the place of a device; an older stream of it is told to end.
     pub(crate) fn enter(&self, device: &DeviceId) -> Seat {
-        let (superseded, sender) = (CancellationToken::new(), watch::Sender::new(0));
-        let look = sender.subscribe();
+        let (sender, look) = watch::channel(0);
         let mut streams = self.lock();
         streams.next += 1;
         let number = streams.next;
-        let stream = Stream { number, superseded: superseded.clone(), look: sender };
-        if let Some(older) = streams.by_device.insert(device.clone(), stream) {
-            older.superseded.cancel();
-        }
-        Seat { presence: self.clone(), device: device.clone(), number, superseded, look }
+        // Dropping the older stream's sender is what tells it to end.
+        streams.by_device.insert(device.clone(), Stream { number, look: sender });
+        drop(streams);
+        Seat { presence: self.clone(), device: device.clone(), number, look }
     }
 
     /// Whether the device's stream is open here.
@@ -99,7 +93,7 @@ mod tests {
         let (presence, device) = (Presence::default(), "d".parse::<DeviceId>().unwrap());
         let older = presence.enter(&device);
         let newer = presence.enter(&device);
-        assert!(older.superseded.is_cancelled() && !newer.superseded.is_cancelled());
+        assert!(older.look.has_changed().is_err() && newer.look.has_changed().is_ok());
         drop(older);
         assert!(presence.is_connected(&device));
         presence.nudge(&device);

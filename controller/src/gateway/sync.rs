@@ -103,11 +103,10 @@ impl Stream {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = seat.superseded.cancelled() => return Err(refused("superseded-stream", "a newer stream of this device is open")),
                 () = &mut expiry => return Err(Status::unauthenticated("the client certificate has expired: renew it").into()),
                 changed = seat.look.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return Err(refused("superseded-stream", "a newer stream of this device is open"));
                     }
                     self.deliver(&hello).await?;
                 }
