@@ -76,7 +76,7 @@ pub struct Ended {
 /// Everything the ledger holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    format: u32,
+    pub(crate) format: u32,
     /// The bundle that serves.
     pub proven: Option<Assigned>,
     /// The bundle that is being tried.

@@ -7,14 +7,18 @@ pub mod backoff;
 pub mod boot;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod error;
 pub mod files;
 pub mod identity;
 pub mod keys;
 pub mod ledger;
 pub mod profile;
+pub mod runtime;
 pub mod spool;
 pub mod state;
+pub mod status;
+pub mod supervisor;
 pub mod tls;
 pub mod token;
 

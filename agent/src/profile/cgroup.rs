@@ -25,13 +25,13 @@ pub(super) fn limits(machine: &Machine) -> Limits {
         let version2 = controllers.is_empty();
         if version2 || controllers.split(',').any(|c| c == "cpu") {
             let quota = |dir: &str| if version2 { quota_v2(machine, dir) } else { quota_v1(machine, dir) };
-            let found = smallest(&mounts, version2.then_some("").unwrap_or("cpu"), group, quota);
+            let found = smallest(&mounts, if version2 { "" } else { "cpu" }, group, quota);
             limits.cpu_quota_milli = least(limits.cpu_quota_milli, found);
         }
         if version2 || controllers.split(',').any(|c| c == "memory") {
             let file = if version2 { "memory.max" } else { "memory.limit_in_bytes" };
             let limit = |dir: &str| number(machine, &format!("{dir}/{file}")).filter(|n| *n < UNLIMITED_BYTES);
-            let found = smallest(&mounts, version2.then_some("").unwrap_or("memory"), group, limit);
+            let found = smallest(&mounts, if version2 { "" } else { "memory" }, group, limit);
             limits.memory_bytes = least(limits.memory_bytes, found);
         }
     }

@@ -77,7 +77,7 @@ fn an_agreed_assignment_says_everything_that_installing_needs() {
 
 #[test]
 fn each_refusal_has_its_word() {
-    let (fleet, stranger) = (fleet(), self::fleet());
+    let (stranger, fleet) = (fleet(), fleet());
     let home = Home::enrolled(&fleet);
     let mut trust = home.trust();
     let good = fleet.deployment(2, 7, "d-1");
