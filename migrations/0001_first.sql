@@ -226,6 +226,7 @@ CREATE TABLE assignments (
 );
 
 CREATE INDEX assignments_by_rollout ON assignments (rollout, state);
+CREATE INDEX assignments_by_expiry ON assignments (expires_at_ms);
 
 CREATE TABLE windows (
     device TEXT NOT NULL REFERENCES devices (id),

@@ -20,9 +20,10 @@ use crate::error::ControllerError;
 use crate::files::{self, Access};
 use crate::keys::Keys;
 use crate::presence::Presence;
+use crate::reconcile::{self, ReconcileError, publish};
 use crate::tls::{self, Clients, TlsListener};
 use crate::wake::Wake;
-use crate::{gateway, metadata, random, rest};
+use crate::{gateway, random, rest};
 
 /// Connections to the database.
 const CONNECTIONS: u32 = 8;
@@ -73,7 +74,8 @@ pub async fn start(config: Config) -> Result<Running, ControllerError> {
     let mut tasks = JoinSet::new();
     let stop = controller.stop.clone();
     tasks.spawn(gateway::run(controller.clone(), tls::accept(agents_listener, agents_tls, stop.clone())));
-    tasks.spawn(run_api(controller.clone(), TlsListener::new(tls::accept(api_listener, api_tls, stop), api)));
+    tasks.spawn(run_api(controller.clone(), TlsListener::new(tls::accept(api_listener, api_tls, stop.clone()), api)));
+    tasks.spawn(reconcile::serve(controller.clone(), stop));
     write_ready(config, agents, api)?;
     info!(%agents, %api, "controller is ready");
     Ok(Running { agents, api, controller, tasks })
@@ -123,7 +125,7 @@ async fn open(config: Config) -> Result<Controller, ControllerError> {
     let authority = Authority::open(&config.key_dir(), &config.ca_file(), life, now_ms)?;
     let store = Store::open(&config.database_url(), CONNECTIONS, now_ms).await?;
     let blobs = Blobs::local(&config.blob_dir())?;
-    metadata::found(&store, &keys.fleet, now_ms).await?;
+    publish::ensure(&store, &keys, now_ms).await.map_err(ReconcileError::into_controller)?;
     rest::first_admin(&store, &config.admin_token_file()).await?;
     let (presence, wake, stop) = (Presence::default(), Wake::default(), CancellationToken::new());
     Ok(Controller { config, store, blobs, keys, authority, runtime, presence, wake, stop })

@@ -6,17 +6,30 @@ use crate::error::DomainError;
 use crate::id::{ClassId, ModelName, PolicyName};
 use crate::profile::check;
 
-/// How channels are ranked before they go. See the pruning engine for the formulas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The rule that ranks the channels of a group before some of them go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Criterion {
-    /// Sum of absolute weights.
+    /// Sum of absolute producer weights, Σ|w| (Li et al. 2017, "Pruning Filters for Efficient ConvNets").
     L1,
-    /// Euclidean norm of the weights.
+    /// Euclidean norm of producer weights, √Σw².
     L2,
-    /// Second-order cost of removal (Optimal Brain Surgeon).
+    /// Second-order cost tr(Wₚᵀ ((H⁻¹)ₚₚ)⁻¹ Wₚ) of removing the consumers' columns p and re-solving the rest
+    /// (Hassibi and Stork 1993, "Optimal Brain Surgeon"; in groups as in Kurtic et al. 2023, "ZipLM"), summed over
+    /// all consumers, each normalised by the energy of its output.
     #[default]
     Obs,
+}
+
+impl Criterion {
+    /// The name in policies and budgets.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::L1 => "l1",
+            Self::L2 => "l2",
+            Self::Obs => "obs",
+        }
+    }
 }
 
 /// In how many steps channels go.

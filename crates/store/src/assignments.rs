@@ -269,3 +269,50 @@ pub async fn proven(session: &mut Session, rollout: &RolloutId, page: Page) -> R
         .map(Deployment::try_from)
         .collect()
 }
+
+/// The newest assignments of active devices whose statement expires before `before_ms`, soonest first.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn expiring(session: &mut Session, before_ms: i64, page: Page) -> Result<Vec<Deployment>, StoreError> {
+    sqlx::query_as::<_, Row>(select!(
+        "JOIN devices d ON d.id = a.device AND d.assignment_sequence = a.sequence AND d.state = 'active'
+        WHERE a.expires_at_ms < $1 AND b.state = 'sealed'
+        ORDER BY a.expires_at_ms, a.device
+        LIMIT $2"
+    ))
+    .bind(before_ms)
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.expiring"))?
+    .into_iter()
+    .map(Deployment::try_from)
+    .collect()
+}
+
+/// Replaces the statement of an assignment by one that lasts longer.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn renew(
+    session: &mut Session,
+    device: &DeviceId,
+    sequence: u64,
+    metadata: &[u8],
+    expires_at_ms: i64,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        r"UPDATE assignments
+        SET metadata = $3, expires_at_ms = $4
+        WHERE device = $1 AND sequence = $2 AND expires_at_ms < $4",
+    )
+    .bind(device.as_str())
+    .bind(int(sequence))
+    .bind(metadata)
+    .bind(expires_at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.renew"))?;
+    Ok(done.rows_affected() == 1)
+}

@@ -1,0 +1,106 @@
+//! Assigns the bundle of a class's rollout to each of its devices: a signed statement and a wrap of the content key for each.
+
+use std::collections::BTreeMap;
+
+use pleach_artifact::{SealingPublicKey, WrapContext, wrap};
+use pleach_domain::BundleId;
+use pleach_domain::id::ModelName;
+use pleach_store::assignments::{NewAssignment, Unassigned};
+use pleach_store::bundles::Bundle;
+use pleach_store::{Page, Session, assignments, audit, bundles, devices};
+use pleach_trust::{BundleEntry, FleetAuthor, UtcTime};
+
+use super::{Context, Progress, ReconcileError, entry, publish};
+
+/// Most assignments in one session, so that no other writer waits long.
+const BATCH: u32 = 64;
+/// Life of a statement. A device that runs a bundle keeps it beyond this; only accepting it anew needs a fresh statement.
+const LIFE_S: i64 = 30 * 24 * 3_600;
+/// Statements with less left are signed anew under the same sequence.
+const RENEW_BELOW_MS: i64 = LIFE_S * 1_000 / 2;
+
+/// A bundle with what every assignment of it needs.
+struct Assignable {
+    bundle: Bundle,
+    facts: BundleEntry,
+    model: ModelName,
+}
+
+/// Assigns to every device that lacks it, and renews statements that have half of their life behind them.
+///
+/// # Errors
+/// [`ReconcileError::Store`], [`ReconcileError::Artifact`], [`ReconcileError::Trust`].
+pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileError> {
+    let mut session = context.store.read().await?;
+    let missing = assignments::missing(&mut session, Page::of(BATCH)).await?;
+    let stale = assignments::expiring(&mut session, at_ms + RENEW_BELOW_MS, Page::of(BATCH)).await?;
+    let mut known = BTreeMap::new();
+    for id in missing.iter().map(|m| &m.bundle).chain(stale.iter().map(|s| &s.bundle)) {
+        if !known.contains_key(id) {
+            known.insert(id.clone(), assignable(&mut session, id).await?);
+        }
+    }
+    drop(session);
+    if missing.is_empty() && stale.is_empty() {
+        return Ok(Progress::Nothing);
+    }
+    let expires = UtcTime::from_unix_s(at_ms.div_euclid(1_000)).plus_s(LIFE_S);
+    let mut session = context.store.write().await?;
+    for device in &missing {
+        if let Some(bundle) = known.get(&device.bundle) {
+            assign(context, &mut session, device, bundle, expires, at_ms).await?;
+        }
+    }
+    for deployment in &stale {
+        if let Some(bundle) = known.get(&deployment.bundle) {
+            let author = FleetAuthor::new(&context.keys.fleet);
+            let statement = author.assignment(deployment.device.as_str(), &bundle.facts, deployment.sequence, expires)?;
+            assignments::renew(&mut session, &deployment.device, deployment.sequence, &statement, expires.unix_s() * 1_000).await?;
+        }
+    }
+    session.commit().await?;
+    Ok(Progress::Something)
+}
+
+async fn assignable(session: &mut Session, id: &BundleId) -> Result<Assignable, ReconcileError> {
+    let missing = || ReconcileError::Missing { what: "bundle", id: id.to_string() };
+    let bundle = bundles::find(session, id).await?.ok_or_else(missing)?;
+    let facts = publish::entry_of(session, &bundle).await?;
+    let model = facts.facts.model.parse()?;
+    Ok(Assignable { bundle, facts, model })
+}
+
+async fn assign(
+    context: &Context,
+    session: &mut Session,
+    waiting: &Unassigned,
+    of: &Assignable,
+    expires: UtcTime,
+    at_ms: i64,
+) -> Result<(), ReconcileError> {
+    let Some(sequence) = devices::next_assignment(session, &waiting.device).await? else { return Ok(()) };
+    let metadata = FleetAuthor::new(&context.keys.fleet).assignment(waiting.device.as_str(), &of.facts, sequence, expires)?;
+    let content_key = context.keys.content.decrypt(&of.bundle.content_key, &of.bundle.digest)?;
+    let binding = WrapContext {
+        device: &waiting.device,
+        bundle: &of.bundle.digest,
+        model: &of.model,
+        model_version: of.facts.facts.model_version,
+        class: &of.bundle.class,
+        sequence,
+    };
+    let wrapped = wrap(&content_key, &SealingPublicKey::from_slice(&waiting.sealing_key)?, &binding)?;
+    let assignment = NewAssignment {
+        device: waiting.device.clone(),
+        sequence,
+        rollout: waiting.rollout.clone(),
+        bundle: waiting.bundle.clone(),
+        metadata,
+        wrap: wrapped.as_bytes().to_vec(),
+        expires_at_ms: expires.unix_s() * 1_000,
+    };
+    assignments::insert(session, &assignment, at_ms).await?;
+    let subject = format!("{} sequence {sequence} runs {}", waiting.device, waiting.bundle);
+    audit::append(session, &entry("device.assign", &subject), at_ms).await?;
+    Ok(())
+}
