@@ -18,7 +18,7 @@ use crate::run::Inputs;
 use crate::solve::{Budget, Choice, Emphasis, Problem};
 
 /// Calibration rows and rounds by which candidates are compared.
-const TRIAL: Effort = Effort { rows: 512, rounds: 0 };
+const TRIAL: Effort = Effort { rows: 400, rounds: 0 };
 /// Rounds of the delivered variant, on all rows.
 const ROUNDS: usize = 2;
 /// Diverse ways to spend a budget; the uniform one joins them.

@@ -31,7 +31,7 @@ const FEW_SAMPLES: usize = 8;
 /// Largest growth of an output's weights that is believed.
 const MAX_GAIN: f64 = 10.0;
 /// One image in so many is held out of each solve.
-const HOLD_OUT: usize = 8;
+const HOLD_OUT: usize = 16;
 /// Rows the runtime takes at once.
 const BATCH_ROWS: usize = 64;
 

@@ -18,7 +18,7 @@ use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Inputs, Runner, floats};
 
 /// Fewest and most output positions of a convolution that are looked at in one image.
-const POSITIONS: (usize, usize) = (8, 64);
+const POSITIONS: (usize, usize) = (16, 64);
 /// Samples wanted for each column of a layer.
 const SAMPLES_PER_COLUMN: usize = 10;
 /// Activations of one batch, in bytes.
