@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pleach_domain::profile::MeasuredKernel;
 use pleach_domain::window::Window;
@@ -40,6 +40,9 @@ const QUICK_DEADLINE: Duration = Duration::from_secs(10);
 /// Time between signs of life that the watchdog asks for.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time a child has to end by itself once its channel is closed.
+const LINGER: Duration = Duration::from_secs(5);
+const REAP_INTERVAL: Duration = Duration::from_millis(10);
 /// Loading and warming one model up, on top of its budget.
 const TIMING_OVERHEAD: Duration = Duration::from_secs(2);
 const STANDARD_KERNELS_MOST: u32 = 256;
@@ -228,16 +231,13 @@ impl RuntimeHandle {
         request: request::Request,
         memory: Option<SealedMemory>,
     ) -> Result<Reply, SupervisorError> {
-        let (answer, mut exited) = (self.0.begin(name, request, memory)?, self.0.exited.clone());
-        let (id, answer) = answer;
+        let (id, answer) = self.0.begin(name, request, memory)?;
         let _forget = Forget { id, pending: &self.0.pending };
-        let reply = tokio::select! {
-            reply = timeout(deadline, answer) => match reply {
-                Ok(Ok(reply)) => reply,
-                Ok(Err(_)) => return Err(ended(&mut exited).await),
-                Err(_) => return Err(SupervisorError::Deadline { request: name, after: deadline }),
-            },
-            error = ended(&mut exited.clone()) => return Err(error),
+        let reply = match timeout(deadline, answer).await {
+            Ok(Ok(reply)) => reply,
+            // The reading thread drops what is pending when the child has ended.
+            Ok(Err(_)) => return Err(ended(self.0.exited.clone()).await),
+            Err(_) => return Err(SupervisorError::Deadline { request: name, after: deadline }),
         };
         match reply.failure {
             Some(f) => Err(SupervisorError::Failed { request: name, check: f.check, detail: f.detail }),
@@ -253,12 +253,14 @@ impl Link {
         request: request::Request,
         memory: Option<SealedMemory>,
     ) -> Result<(u64, oneshot::Receiver<Reply>), SupervisorError> {
-        if let Some(exit) = self.exited.borrow().clone() {
-            return Err(SupervisorError::Exited { detail: exit.detail });
-        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
         lock(&self.pending).insert(id, tx);
+        // After the insertion: whatever is pending when the child ends is dropped, and nobody answers what comes later.
+        if let Some(exit) = self.exited.borrow().clone() {
+            lock(&self.pending).remove(&id);
+            return Err(SupervisorError::Exited { detail: exit.detail });
+        }
         let message = Request { id, request: Some(request) };
         let sent = send(&lock(&self.socket), &message, memory.as_ref().map(AsFd::as_fd));
         sent.map_err(|source| {
@@ -293,7 +295,7 @@ impl Drop for Forget<'_> {
     }
 }
 
-async fn ended(exited: &mut watch::Receiver<Option<Exit>>) -> SupervisorError {
+async fn ended(mut exited: watch::Receiver<Option<Exit>>) -> SupervisorError {
     let detail = match exited.wait_for(Option::is_some).await {
         Ok(exit) => exit.as_ref().map_or_else(String::new, |e| e.detail.clone()),
         Err(_) => "unknown".to_owned(),
@@ -335,7 +337,6 @@ fn attend(
         Ok(opened) => opened,
         Err(error) => return drop(started.send(Err(error))),
     };
-    let kill = process.try_clone();
     let _ = started.send(Ok((process, child.id())));
     loop {
         match receiver.receive::<Reply>() {
@@ -351,7 +352,7 @@ fn attend(
             }
         }
     }
-    let detail = reap(&mut child, kill);
+    let detail = reap(&mut child);
     exited.send_replace(Some(Exit { detail }));
     lock(pending).clear();
 }
@@ -362,16 +363,19 @@ fn open_process(child: &Child) -> io::Result<OwnedFd> {
 }
 
 /// Waits for a child whose channel has closed; one that lingers is ended.
-fn reap(child: &mut Child, process: io::Result<OwnedFd>) -> String {
-    const LINGER: Duration = Duration::from_secs(5);
-    if let Ok(process) = &process {
-        let mut polled = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
-        let limit = rustix::time::Timespec { tv_sec: LINGER.as_secs() as i64, tv_nsec: 0 };
-        if rustix::event::poll(&mut polled, Some(&limit)).is_ok_and(|n| n == 0) {
-            let _ = child.kill();
+fn reap(child: &mut Child) -> String {
+    let closed = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return status.to_string(),
+            Ok(None) if closed.elapsed() < LINGER => thread::sleep(REAP_INTERVAL),
+            Ok(None) => {
+                let _ = child.kill();
+                return child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+            }
+            Err(error) => return format!("cannot be waited for: {error}"),
         }
     }
-    child.wait().map_or_else(|e| format!("cannot be waited for: {e}"), |status| status.to_string())
 }
 
 /// Asks for a sign of life again and again, and ends a child that gives none.

@@ -90,8 +90,7 @@ impl Receiver {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_PER_READ))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let room = self.bytes.get_mut(start..).unwrap_or_default();
-        let received =
-            retry_on_intr(|| recvmsg(&self.socket, &mut [IoSliceMut::new(room)], &mut control, RecvFlags::CMSG_CLOEXEC));
+        let received = retry_on_intr(|| recvmsg(&self.socket, &mut [IoSliceMut::new(room)], &mut control, RecvFlags::CMSG_CLOEXEC));
         let count = received.as_ref().map_or(0, |r| r.bytes);
         self.bytes.truncate(start + count);
         for message in control.drain() {
