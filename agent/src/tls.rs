@@ -26,7 +26,6 @@ use crate::error::AgentError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A certificate chain without the one authority that is trusted.
-#[derive(Debug)]
 struct ForeignAuthority {
     expected: Digest,
 }
@@ -34,6 +33,13 @@ struct ForeignAuthority {
 impl fmt::Display for ForeignAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the controller does not show the authority certificate with SHA-256 {} that this device trusts", self.expected)
+    }
+}
+
+// rustls shows foreign errors by their debug text only.
+impl fmt::Debug for ForeignAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

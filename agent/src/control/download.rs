@@ -63,11 +63,11 @@ pub(super) async fn bundle(device: Arc<Device>, client: watch::Receiver<Client>,
             format!("{free} bytes are free, the download needs {missing} and {RESERVE_BYTES} in reserve"),
         ));
     }
-    tracing::info!(bundle = %assigned.digest, from = have, size_bytes = assigned.length_bytes, "downloading");
     let mut tries = Tries::new(client);
     while !part.as_ref().is_some_and(PartFile::is_whole) {
         let before = part.as_ref().map_or(0, PartFile::offset);
         let mut client = tries.client().await?;
+        tracing::info!(bundle = %assigned.digest, from_byte = before, size_bytes = assigned.length_bytes, "downloading");
         let stop = fetch(&mut client, &device, &assigned, &mut part).await.err();
         let progressed = part.as_ref().map_or(0, PartFile::offset) > before;
         tries.settle(stop, progressed).await?;

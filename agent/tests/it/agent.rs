@@ -1,0 +1,177 @@
+//! An agent as its own process, and the application that uses it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use pleach_agent::status::{self, Status};
+use pleach_proto::fleet::event::State;
+use pleach_proto::inference::ModelInferRequest;
+use pleach_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use pleach_proto::inference::model_infer_request::InferInputTensor;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::bundle::{Bundle, fixture};
+use crate::lab::{Lab, PATIENCE};
+
+pub struct Agent {
+    pub dir: tempfile::TempDir,
+    url: String,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// A new device of the lab that does not run yet.
+    pub fn new(lab: &Lab) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("token"), lab.token()).unwrap();
+        Self { dir, url: lab.url(), child: None }
+    }
+
+    /// Starts a new device of the lab.
+    pub fn start(lab: &Lab) -> Self {
+        let mut agent = Self::new(lab);
+        agent.start_again();
+        agent
+    }
+
+    /// A device that has proved `first` under sequence 1.
+    pub async fn proven(lab: &Lab, first: &Bundle) -> Self {
+        let agent = Self::start(lab);
+        lab.wait_report("a profile", |r| r.profile.is_some()).await;
+        lab.assign(first, 1);
+        lab.wait_event(1, State::Probation).await;
+        agent.infer(5).await;
+        lab.wait_event(1, State::Proven).await;
+        agent
+    }
+
+    /// Waits until a proven bundle serves, and uses it.
+    pub async fn serves(&self, bundle: &Bundle) {
+        let digest = bundle.digest.to_string();
+        self.wait_status("serving the expected bundle", |s| s.bundle == digest && s.state == "serving").await;
+        self.infer(3).await;
+    }
+
+    /// Starts it again on the same state.
+    pub fn start_again(&mut self) {
+        self.child = Some(self.command("run").spawn().unwrap());
+    }
+
+    /// A command line of the agent on this device, its log in a file.
+    pub fn command(&self, subcommand: &str) -> Command {
+        let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pleach-agent"));
+        command.arg(subcommand).args(["--controller", &self.url, "--threads", "1"]);
+        command.arg("--state-dir").arg(self.state()).arg("--token-file").arg(self.dir.path().join("token"));
+        command.arg("--inference-socket").arg(self.socket());
+        command.env("PLEACH_AGENT_PROFILE_BUDGET_MS", "2").env("NO_COLOR", "1").stderr(Stdio::from(log)).stdout(Stdio::null());
+        command
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Ends it as systemd does; gives its exit.
+    pub fn terminate(&mut self) -> bool {
+        let mut child = self.child.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        child.wait().unwrap().success()
+    }
+
+    /// Kills the runtime half under it.
+    pub fn kill_runtime(&self) {
+        let pid = self.child.as_ref().unwrap().id();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let children = tasks.flatten().filter_map(|t| fs::read_to_string(t.path().join("children")).ok()).collect::<String>();
+        let child: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+        kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
+    }
+
+    /// Waits until the agent says something of itself that fits.
+    pub async fn wait_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let mut last = None;
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                last = status::ask(&self.socket()).await.ok();
+                if let Some(status) = last.clone().filter(&wanted) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        match found.await {
+            Ok(status) => status,
+            Err(_) => panic!("the agent is not {what}: {last:?}\n{}", self.log()),
+        }
+    }
+
+    /// Runs the fixture's input through the local API so many times; each must give the fixture's answer.
+    pub async fn infer(&self, times: usize) {
+        let mut client = GrpcInferenceServiceClient::new(self.channel().await);
+        for _ in 0..times {
+            let answer = client.model_infer(request()).await.unwrap().into_inner();
+            let expected = fixture().output.tensor.as_fp32().unwrap();
+            let (got, rest) = answer.raw_output_contents[0].as_chunks::<4>();
+            assert!(rest.is_empty() && got.len() == expected.len());
+            assert!(got.iter().zip(expected).all(|(g, e)| (f32::from_le_bytes(*g) - e).abs() < 1e-3));
+        }
+    }
+
+    async fn channel(&self) -> Channel {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        });
+        Endpoint::from_static("http://agent").connect_with_connector(connector).await.unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("log of the agent:\n{}", self.log());
+        }
+    }
+}
+
+fn request() -> ModelInferRequest {
+    let input = &fixture().input;
+    let tensor = InferInputTensor {
+        name: input.name.clone(),
+        datatype: input.tensor.element_type().name().into(),
+        shape: input.tensor.shape().iter().map(|&d| d as i64).collect(),
+        ..InferInputTensor::default()
+    };
+    ModelInferRequest {
+        model_name: "fm-resnet".into(),
+        inputs: vec![tensor],
+        raw_input_contents: vec![input.tensor.to_le_bytes()],
+        ..ModelInferRequest::default()
+    }
+}
