@@ -8,6 +8,7 @@ use std::time::Duration;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use http::Uri;
+use pleach_inference::LIBRARY_VARIABLE;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AgentError;
@@ -139,6 +140,24 @@ impl Config {
     pub fn inference_threads(&self) -> u32 {
         let all = || thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
         self.threads.unwrap_or_else(all)
+    }
+
+    /// Whether ONNX Runtime's library is named, and there: an agent without it would enrol and never serve.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`].
+    pub fn check_library(&self) -> Result<(), AgentError> {
+        let named = self.onnxruntime.clone().or_else(|| std::env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from));
+        let wrong = |got| AgentError::Config {
+            key: "onnxruntime",
+            got,
+            expected: "the file of ONNX Runtime's shared library, here or in ORT_DYLIB_PATH",
+        };
+        match named {
+            Some(file) if file.is_file() => Ok(()),
+            Some(file) => Err(wrong(format!("{}, which is no file", file.display()))),
+            None => Err(wrong("not set".into())),
+        }
     }
 
     /// Time between signs of life on an idle stream.

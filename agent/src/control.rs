@@ -74,6 +74,7 @@ impl Known {
 /// What keeps the agent from working at all: its state folder, its keys, an enrolment that the controller refuses. Everything
 /// else is logged, reported and tried again.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
+    config.check_library()?;
     let state = StateDir::open(&config.state_dir)?;
     let keys = Arc::new(DeviceKeys::load_or_create(&state)?);
     let ledger_file = LedgerFile::new(state.ledger());

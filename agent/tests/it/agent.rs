@@ -27,6 +27,7 @@ pub struct Agent {
 impl Agent {
     /// A new device of the lab that does not run yet.
     pub fn new(lab: &Lab) -> Self {
+        assert!(std::env::var_os("ORT_DYLIB_PATH").is_some(), "ORT_DYLIB_PATH must name ONNX Runtime's library");
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("token"), lab.token()).unwrap();
         Self { dir, url: lab.url(), child: None }
