@@ -1,5 +1,6 @@
 //! `pleach-agent`: the service on a device.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -74,7 +75,7 @@ impl Settings {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("PLEACH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     match act(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

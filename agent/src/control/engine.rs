@@ -39,6 +39,8 @@ const PROBATION_LOOK: Duration = Duration::from_millis(200);
 const DEFAULT_WINDOW: Duration = Duration::from_secs(10);
 /// A runtime that lived this long is healthy: the next restart is quick again.
 const HEALTHY: Duration = Duration::from_secs(60);
+/// Quick ends of the runtime in a row after which the proven bundle is reported as failed. It is started again all the same.
+const CRASH_LOOP: u32 = 3;
 /// Time for last words at the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -75,6 +77,8 @@ pub(super) struct Engine {
     starting: Slot<Result<Up, Failure>>,
     restarts: Backoff,
     started: Instant,
+    /// Quick ends of the runtime in a row.
+    crashes: u32,
     stats: Slot<Result<RuntimeStats, SupervisorError>>,
     windows: Slot<Result<Vec<Window>, SupervisorError>>,
     window: Duration,
@@ -110,6 +114,7 @@ impl Engine {
             starting: Slot::empty(),
             restarts: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
             started: now,
+            crashes: 0,
             stats: Slot::empty(),
             windows: Slot::empty(),
             window: DEFAULT_WINDOW,
@@ -251,8 +256,9 @@ impl Engine {
         self.exited = Some(runtime.exited());
         self.runtime = Some(runtime);
         self.started = Instant::now();
-        if let Some(failure) = failure {
-            self.proven_does_not_serve(failure).await;
+        match failure {
+            Some(failure) => self.proven_does_not_serve(failure).await,
+            None => self.note_recovery().await,
         }
         if self.phase == Phase::Staged {
             self.load().await;
@@ -267,13 +273,32 @@ impl Engine {
         self.windows.clear();
         if self.started.elapsed() > HEALTHY {
             self.restarts.reset();
+            self.crashes = 0;
         }
         let wait = self.restarts.next(random());
         tracing::error!(exit = exit.detail, wait_ms = wait.as_millis() as u64, "the runtime ended; starting it again");
         if matches!(self.phase, Phase::Loading | Phase::Probation { .. }) {
             self.fail(Failure::new("crash", format!("the runtime ended: {}", exit.detail))).await;
+        } else {
+            self.note_crash(&Failure::new("crash", format!("the runtime ended: {}", exit.detail))).await;
         }
         self.start(wait);
+    }
+
+    /// The controller learns of a proven bundle that keeps ending the runtime.
+    async fn note_crash(&mut self, failure: &Failure) {
+        self.crashes = self.crashes.saturating_add(1);
+        if let (CRASH_LOOP, Some(proven)) = (self.crashes, self.ledger.proven.clone()) {
+            self.tell(&proven, State::Failed, Some(failure)).await;
+        }
+    }
+
+    /// And when it serves again.
+    async fn note_recovery(&mut self) {
+        if let (true, Some(proven)) = (self.crashes >= CRASH_LOOP, self.ledger.proven.clone()) {
+            self.crashes = 0;
+            self.tell(&proven, State::Proven, None).await;
+        }
     }
 
     /// The bundle that was proven before cannot be brought back. Damaged bytes are fetched again; anything else is a failure.
@@ -281,8 +306,13 @@ impl Engine {
         let Some(proven) = self.ledger.proven.clone() else { return };
         tracing::error!(bundle = %proven.digest, check = failure.check, detail = failure.detail, "the proven bundle does not serve");
         match failure.check.as_str() {
-            // The runtime is down with it, and is started again.
-            "crash" | "hang" | "runtime" | "memory" => return,
+            // Not the bytes' fault: another runtime may bring it up.
+            "crash" | "hang" | "runtime" | "memory" => {
+                if let Some(runtime) = &self.runtime {
+                    runtime.kill();
+                }
+                return;
+            }
             "decrypt" | "storage" | "chunk-hash" => {
                 log_failed(files::remove(&self.device.state.bundle(&proven.digest)));
                 self.ledger.proven = None;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::agent::Agent;
-use crate::lab::Lab;
+use crate::lab::{Faults, Lab};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_device_enrols_and_sends_its_profile_once() {
@@ -40,4 +40,18 @@ async fn a_crash_between_root_and_identity_enrols_again_with_the_same_key() {
     agent.start_again();
     agent.wait_status("enrolled again", |s| s.device == "d-1").await;
     assert_eq!(fs::read(agent.state().join("keys/identity.key")).unwrap(), key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_slept_past_its_certificate_renews_it_once_and_comes_back() {
+    let lab = Lab::start().await;
+    lab.set_faults(Faults { expired: true, ..Faults::default() });
+    let mut agent = Agent::start(&lab);
+    lab.wait_renewal().await;
+    lab.wait_report("a profile", |r| r.profile.is_some()).await;
+    assert!(agent.terminate());
+    agent.start_again();
+    agent.wait_status("up again", |s| s.device == "d-1").await;
+    assert!(agent.terminate());
+    assert_eq!(lab.renewals(), 1);
 }

@@ -21,7 +21,10 @@ use pleach_proto::fleet::{
 };
 use pleach_trust::{BundleEntry, FleetAuthor, FleetKeys, PublicKey, UtcTime, verify_payload};
 use prost::Message;
-use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519, SanType,
+    date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
@@ -62,6 +65,7 @@ struct Script {
     reports: watch::Sender<Vec<Report>>,
     fetches: Mutex<Vec<u64>>,
     faults: Mutex<Faults>,
+    renewals: watch::Sender<u32>,
 }
 
 struct KeyPairs {
@@ -90,6 +94,8 @@ pub struct Faults {
     pub stall_at: Option<usize>,
     /// Flip a bit of this byte of every bundle.
     pub flip_at: Option<usize>,
+    /// Enrol with a certificate that expired long ago.
+    pub expired: bool,
 }
 
 impl Lab {
@@ -109,6 +115,7 @@ impl Lab {
             reports: watch::Sender::default(),
             fetches: Mutex::default(),
             faults: Mutex::default(),
+            renewals: watch::Sender::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -214,6 +221,16 @@ impl Lab {
         });
     }
 
+    /// Waits until the device has renewed its certificate.
+    pub async fn wait_renewal(&self) {
+        tokio::time::timeout(PATIENCE, self.script.renewals.subscribe().wait_for(|n| *n > 0)).await.unwrap().unwrap();
+    }
+
+    /// How often it did.
+    pub fn renewals(&self) -> u32 {
+        *self.script.renewals.borrow()
+    }
+
     fn context<'a>(&self, bundle: &'a Bundle, sequence: u64) -> WrapContext<'a> {
         WrapContext {
             device: &bundle.device,
@@ -246,15 +263,26 @@ impl Lab {
         report.events.iter().find(wanted).unwrap().clone()
     }
 
+    /// Waits until the newest word of the device on an assignment is this state.
+    pub async fn wait_last(&self, sequence: u64, state: State) {
+        let last = |all: &Vec<Report>| states(all, sequence).last() == Some(&state);
+        let mut reports = self.script.reports.subscribe();
+        let found = tokio::time::timeout(PATIENCE, reports.wait_for(last)).await;
+        assert!(found.is_ok(), "{state:?} is not the last of {:?}", self.states(sequence));
+    }
+
     pub fn reports(&self) -> Vec<Report> {
         self.script.reports.borrow().clone()
     }
 
     /// States that the device reported of an assignment, in order.
     pub fn states(&self, sequence: u64) -> Vec<State> {
-        let reports = self.reports();
-        reports.iter().flat_map(|r| &r.events).filter(|e| e.assignment_sequence == sequence).map(Event::state).collect()
+        states(&self.reports(), sequence)
     }
+}
+
+fn states(reports: &[Report], sequence: u64) -> Vec<State> {
+    reports.iter().flat_map(|r| &r.events).filter(|e| e.assignment_sequence == sequence).map(Event::state).collect()
 }
 
 fn handshakes(
@@ -281,10 +309,13 @@ fn handshakes(
 struct Service(Arc<Script>);
 
 impl Script {
-    fn certify(&self, csr_der: &[u8]) -> (EnrollResponse, PublicKey) {
+    fn certify(&self, csr_der: &[u8], expired: bool) -> (EnrollResponse, PublicKey) {
         let der = CertificateSigningRequestDer::from(csr_der.to_vec());
         let mut csr = CertificateSigningRequestParams::from_der(&der).unwrap();
         csr.params.subject_alt_names = vec![SanType::URI(format!("spiffe://pleach/device/{DEVICE}").try_into().unwrap())];
+        if expired {
+            (csr.params.not_before, csr.params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
+        }
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(self.issuer.ca_key.clone())).unwrap();
         let issuer = rcgen::Issuer::from_ca_cert_der(&self.issuer.ca, key).unwrap();
         let public: [u8; 32] = rcgen::PublicKeyData::der_bytes(&csr.public_key).try_into().unwrap();
@@ -303,7 +334,7 @@ impl Script {
 impl Enrollment for Service {
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<EnrollResponse>, Status> {
         let request = request.into_inner();
-        let (response, identity) = self.0.certify(&request.csr_der);
+        let (response, identity) = self.0.certify(&request.csr_der, self.0.faults.lock().unwrap().expired);
         verify_payload(&identity, pleach_proto::SEALING_KEY_CONTEXT, &request.sealing_public_key, &request.sealing_signature).unwrap();
         let sealing = SealingPublicKey::from_slice(&request.sealing_public_key).unwrap();
         *self.0.device.lock().unwrap() = Some(Device { identity, sealing });
@@ -311,7 +342,8 @@ impl Enrollment for Service {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<EnrollResponse>, Status> {
-        Ok(Response::new(self.0.certify(&request.into_inner().csr_der).0))
+        self.0.renewals.send_modify(|n| *n += 1);
+        Ok(Response::new(self.0.certify(&request.into_inner().csr_der, false).0))
     }
 }
 

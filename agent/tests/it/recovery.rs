@@ -113,3 +113,18 @@ async fn a_bundle_that_rotted_on_disk_is_fetched_again() {
     agent.infer(5).await;
     agent.serves(&first).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proven_bundle_that_keeps_crashing_is_reported_and_so_is_its_recovery() {
+    let lab = Lab::start().await;
+    let first = bundle(1);
+    let agent = Agent::proven(&lab, &first).await;
+    for _ in 0..3 {
+        agent.serves(&first).await;
+        agent.kill_runtime();
+        agent.wait_status("new", |s| s.requests == 0).await;
+    }
+    assert_eq!(lab.wait_event(1, State::Failed).await.check, "crash");
+    agent.serves(&first).await;
+    lab.wait_last(1, State::Proven).await;
+}
