@@ -127,14 +127,8 @@ async fn carry_out(context: &Context, scope: &Scope, observed: Observed, outcome
     let id: pleach_domain::id::DecisionId = ids::derived("d", &format!("{subject}/{at_ms}"))?;
     let revision = observed.newest.key.revision + 1;
     let mut session = context.store.write().await?;
-    if let Some(latency_us) = budget_us {
-        let budget = Budget { decision: Some(id.clone()), ..plan::of_policy(scope, revision, latency_us, at_ms) };
-        if !budgets::insert(&mut session, &budget).await? {
-            return Ok(false);
-        }
-    }
     let decision = Decision {
-        id,
+        id: id.clone(),
         class: scope.class.id.clone(),
         model: policy.model.clone(),
         policy: policy.name.clone(),
@@ -146,6 +140,12 @@ async fn carry_out(context: &Context, scope: &Scope, observed: Observed, outcome
         at_ms,
     };
     decisions::insert(&mut session, &decision).await?;
+    if let Some(latency_us) = budget_us {
+        let budget = Budget { decision: Some(id), ..plan::of_policy(scope, revision, latency_us, at_ms) };
+        if !budgets::insert(&mut session, &budget).await? {
+            return Ok(false);
+        }
+    }
     audit::append(&mut session, &entry(action, &subject), at_ms).await?;
     session.commit().await?;
     Ok(true)

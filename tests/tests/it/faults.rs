@@ -75,7 +75,8 @@ async fn a_download_resumes_after_the_controller_dies() {
     let proven = cluster.proven("slow-1").await;
     agent.serving(&proven.digest.to_string()).await;
     let log = std::fs::read_to_string(cluster.dir().join("slow-1/agent.log")).unwrap();
-    assert!(log.contains("resumes"), "the agent began anew\n{log}");
+    let begun: Vec<_> = log.lines().filter(|l| l.contains("downloading")).collect();
+    assert!(begun.len() == 2 && begun[0].contains("from_byte=0 ") && !begun[1].contains("from_byte=0 "), "the agent began anew\n{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,13 +37,14 @@ struct Ready {
 
 /// A running controller.
 pub struct Cluster {
-    dir: TempDir,
     controller: Process,
     ready: Ready,
     database_url: Option<String>,
     settings: Vec<(String, String)>,
     /// Client with the administrator's token.
     pub client: Client,
+    /// Last, so that logs outlive the processes.
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -63,7 +64,7 @@ impl Cluster {
         let (controller, ready) = launch(dir.path(), database_url.as_deref(), &settings, None).await;
         let connection = Connection { api: ready.api.clone(), ca_file: ready.ca_file.clone(), token_file: ready.admin_token_file.clone() };
         let client = Client::new(&connection).unwrap();
-        Self { dir, controller, ready, database_url, settings, client }
+        Self { controller, ready, database_url, settings, client, dir }
     }
 
     /// Temporary folder of this cluster.
@@ -143,7 +144,7 @@ impl Cluster {
             let newest = all.into_iter().filter(|d| d.device == device).max_by_key(|d| d.sequence);
             match newest {
                 Some(d) if wanted(&d) => Ok(d),
-                Some(d) => Err(format!("sequence {} is {} ({:?}: {:?})", d.sequence, d.state, d.check, d.detail)),
+                Some(d) => Err(format!("sequence {} is {} ({:?}: {:?}); {}", d.sequence, d.state, d.check, d.detail, self.jobs().await)),
                 None => Err(format!("no deployment; {}", self.jobs().await)),
             }
         })
@@ -170,7 +171,10 @@ impl Cluster {
 
     async fn jobs(&self) -> String {
         let jobs = self.client.list_json("jobs", &[]).await.unwrap_or_default();
-        format!("jobs {}", serde_json::to_string(&jobs).unwrap_or_default())
+        let variants: Vec<VariantView> = self.client.list("variants", &[]).await.unwrap_or_default();
+        let rejected: Vec<_> = variants.iter().filter_map(|v| v.rejection.as_deref()).collect();
+        let decisions = self.client.list_json("decisions", &[]).await.unwrap_or_default();
+        format!("jobs {jobs:?}; rejected {rejected:?}; decisions {}", serde_json::to_string(&decisions).unwrap_or_default())
     }
 }
 
