@@ -1,6 +1,7 @@
 //! Configuration of the controller: defaults, then a TOML file, then `PLEACH_` variables, then flags.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -103,6 +104,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Threads that prune.
+    pub fn pruning_threads(&self) -> NonZeroUsize {
+        let half = || std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2));
+        NonZeroUsize::new(self.worker_threads.unwrap_or_else(half)).unwrap_or(NonZeroUsize::MIN)
+    }
+
     /// Joins defaults, the file when there is one, the environment, and `flags` (a struct whose absent fields serialize to nothing).
     ///
     /// # Errors

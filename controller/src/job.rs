@@ -4,6 +4,7 @@ mod prune;
 mod tracker;
 pub mod worker;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use pleach_domain::Digest;
@@ -51,13 +52,13 @@ pub struct Engine {
 type Key = (Digest, Digest, Digest, Criterion);
 
 impl Engine {
-    /// Starts the threads: `threads`, or one for each processor.
+    /// Starts the threads.
     ///
     /// # Errors
     /// [`ControllerError::Config`] when they cannot be started.
-    pub fn new(threads: Option<usize>) -> Result<Self, ControllerError> {
+    pub fn new(threads: NonZeroUsize) -> Result<Self, ControllerError> {
         let pool = ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
+            .num_threads(threads.get())
             .thread_name(|n| format!("engine-{n}"))
             .start_handler(|_| {
                 // On Linux "this process" of setpriority is the calling thread.

@@ -70,7 +70,7 @@ impl Context {
     /// # Errors
     /// [`ControllerError::Config`] when its threads cannot be started.
     pub fn new(controller: Shared) -> Result<Self, ControllerError> {
-        let engine = Engine::new(controller.config.worker_threads)?;
+        let engine = Engine::new(controller.config.pruning_threads())?;
         Ok(Self { controller, engine })
     }
 }

@@ -1,7 +1,6 @@
 //! Starts a controller and ends it: files and database first, then listeners, then the ready file; the other way round at the end.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,7 +118,7 @@ async fn open(config: Config) -> Result<Controller, ControllerError> {
     files::private_folder(&config.data_dir)?;
     files::private_folder(&config.blob_dir())?;
     let now_ms = random::now_ms();
-    let runtime = OrtRuntime::new(OrtOptions { library: config.onnxruntime.clone(), threads: worker_threads(&config) })?;
+    let runtime = OrtRuntime::new(OrtOptions { library: config.onnxruntime.clone(), threads: config.pruning_threads() })?;
     let keys = Keys::open(&config.key_dir())?;
     let life = Duration::from_secs(u64::from(config.certificate_seconds));
     let authority = Authority::open(&config.key_dir(), &config.ca_file(), life, now_ms)?;
@@ -129,11 +128,6 @@ async fn open(config: Config) -> Result<Controller, ControllerError> {
     rest::first_admin(&store, &config.admin_token_file()).await?;
     let (presence, wake, stop) = (Presence::default(), Wake::default(), CancellationToken::new());
     Ok(Controller { config, store, blobs, keys, authority, runtime, presence, wake, stop })
-}
-
-fn worker_threads(config: &Config) -> NonZeroUsize {
-    let half = || std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2));
-    NonZeroUsize::new(config.worker_threads.unwrap_or_else(half)).unwrap_or(NonZeroUsize::MIN)
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ControllerError> {

@@ -21,8 +21,6 @@ use crate::job::Tracker;
 
 /// Wall time on each graph.
 const BUDGET_MS: u32 = 60;
-/// Time that a device has beside what it spends measuring.
-const GRACE_MS: i64 = 120_000;
 /// Pause before the next try, for each one that failed.
 const PAUSE_MS: i64 = 10_000;
 const MAX_PAUSE_MS: i64 = 600_000;
@@ -64,7 +62,7 @@ async fn measure(context: &Context, scope: &Scope, at_ms: i64) -> Result<bool, R
         }
     }
     let failures = i64::try_from(tasks.len()).unwrap_or(i64::MAX);
-    let last_ms = tasks.last().map_or(i64::MIN / 2, |(task, _)| task.deadline_at_ms - life_ms(task.budget_ms, 0));
+    let last_ms = tasks.last().map_or(i64::MIN / 2, |(task, _)| task.deadline_at_ms - deadline_ms(context));
     if at_ms < last_ms.saturating_add((failures * PAUSE_MS).min(MAX_PAUSE_MS)) {
         return Ok(false);
     }
@@ -85,15 +83,13 @@ async fn volunteer(context: &Context, class: &Class, failed: &[&DeviceId]) -> Re
 async fn open(context: &Context, scope: &Scope, device: DeviceId, tries: usize, at_ms: i64) -> Result<bool, ReconcileError> {
     let plan = atlas_plan(context, scope).await?;
     let models = plan.items.into_iter().map(|item| encode(item.key, item.model)).collect::<Vec<_>>();
-    let count = models.len();
     let set = Bytes::from(MeasurementSet { models }.encode_to_vec());
     let length = set.len() as u64;
     let blob = context.blobs.put_bytes(set).await?;
     let key = scope.atlas();
     let id: pleach_domain::id::JobId = ids::derived("m", &format!("{key:?}/{tries}"))?;
-    let budget_ms = BUDGET_MS;
-    let deadline_at_ms = at_ms + life_ms(budget_ms, count);
-    let task = Task { id: id.to_string(), key, device, blob, length, budget_ms, deadline_at_ms };
+    let deadline_at_ms = at_ms + deadline_ms(context);
+    let task = Task { id: id.to_string(), key, device, blob, length, budget_ms: BUDGET_MS, deadline_at_ms };
     let mut session = context.store.write().await?;
     measurements::insert(&mut session, &task, at_ms).await?;
     let subject = format!("{} by {}", scope.subject(), task.device);
@@ -102,9 +98,9 @@ async fn open(context: &Context, scope: &Scope, device: DeviceId, tries: usize, 
     Ok(true)
 }
 
-/// How long a task may take: its graphs on a device that takes four times as long as planned, and some grace.
-fn life_ms(budget_ms: u32, models: usize) -> i64 {
-    GRACE_MS + i64::from(budget_ms) * 4 * i64::try_from(models).unwrap_or(i64::MAX / 1_000_000)
+/// How long a device has.
+fn deadline_ms(context: &Context) -> i64 {
+    i64::from(context.config.measurement_deadline_seconds) * 1_000
 }
 
 async fn conclude(context: &Context, scope: &Scope, task: &Task, timings: &[MeasuredKernel], at_ms: i64) -> Result<bool, ReconcileError> {
