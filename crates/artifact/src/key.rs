@@ -63,7 +63,7 @@ macro_rules! secret {
 }
 
 secret!(
-    /// The key that one bundle is sealed under. Fresh for each bundle: [`crate::seal`] makes it.
+    /// The key that one bundle is sealed under. Fresh for each bundle: [`crate::seal()`] makes it.
     ContentKey, "content key");
 secret!(
     /// The controller's key for keeping content keys at rest (AES-256-GCM).

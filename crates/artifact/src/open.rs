@@ -1,4 +1,4 @@
-//! Opening: a sealed bundle goes in, chunk by chunk in order, and the payload comes out. The inverse of [`crate::seal`].
+//! Opening: a sealed bundle goes in, chunk by chunk in order, and the payload comes out. The inverse of [`crate::seal()`].
 
 use std::io::{Read, Write};
 

@@ -21,7 +21,7 @@ pub struct RungSource<'a> {
     pub onnx: &'a [u8],
 }
 
-/// Reads a payload for [`crate::seal`] out of a manifest and the files of its rungs, without a copy of the files.
+/// Reads a payload for [`crate::seal()`] out of a manifest and the files of its rungs, without a copy of the files.
 #[derive(Debug)]
 pub struct PayloadReader<'a> {
     head: Vec<u8>,
@@ -52,7 +52,7 @@ impl<'a> PayloadReader<'a> {
         Ok(Self { head, files: files.iter().map(|f| f.onnx).collect(), length, part: 0, at: 0 })
     }
 
-    /// Bytes of the whole payload: the `plaintext_bytes` of [`crate::seal`].
+    /// Bytes of the whole payload: the `plaintext_bytes` of [`crate::seal()`].
     pub fn length(&self) -> u64 {
         self.length
     }

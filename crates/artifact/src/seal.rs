@@ -42,7 +42,7 @@ pub fn seal(payload: &mut dyn Read, plaintext_bytes: u64, suite: Suite, sink: &m
     seal_with(payload, plaintext_bytes, suite, ContentKey::generate()?, random()?, sink)
 }
 
-/// [`seal`] with the randomness given; apart for known-answer tests.
+/// [`seal()`] with the randomness given; apart for known-answer tests.
 pub(crate) fn seal_with(
     payload: &mut dyn Read,
     plaintext_bytes: u64,

@@ -218,7 +218,8 @@ impl GraphBuilder {
 
     /// A name like `wanted` that no input or constant has yet.
     pub fn free_name(&self, wanted: &str) -> String {
-        let taken = |name: &str| self.graph.initializer.iter().any(|t| t.name() == name) || self.graph.input.iter().any(|i| i.name() == name);
+        let taken =
+            |name: &str| self.graph.initializer.iter().any(|t| t.name() == name) || self.graph.input.iter().any(|i| i.name() == name);
         (0..).map(|i| format!("{wanted}{i}")).find(|name| !taken(name)).unwrap_or_default()
     }
 
