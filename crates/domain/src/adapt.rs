@@ -72,6 +72,8 @@ pub enum Outcome {
 const SMALLEST_CHANGE: f64 = 1.05;
 /// One decision changes a budget by at most this factor, whatever devices claim.
 const LARGEST_CHANGE: f64 = 4.0;
+/// A variant that takes less than this share of its budget is held back by something else: its size, or the full model is reached.
+const BINDING_SHARE: f64 = 0.8;
 /// Headroom is used only when the front promises at least this relative fall in divergence.
 const SMALLEST_GAIN: f64 = 0.1;
 
@@ -105,6 +107,12 @@ pub fn decide(policy: &Policy, evidence: &Evidence) -> Outcome {
     }
     if budget_us < evidence.budget_us * SMALLEST_CHANGE {
         return hold(format!("p95 {p95_us:.0} us leaves headroom, but the budget is already {:.0} us", evidence.budget_us));
+    }
+    if evidence.planned_us < evidence.budget_us * BINDING_SHARE {
+        let (planned_us, budget_us) = (evidence.planned_us, evidence.budget_us);
+        return hold(format!(
+            "p95 {p95_us:.0} us leaves headroom, but the variant takes {planned_us:.0} us of its {budget_us:.0} us: latency is not what binds"
+        ));
     }
     let (now, then) = (divergence_at(&evidence.front, evidence.planned_us), divergence_at(&evidence.front, budget_us));
     match (now, then) {
@@ -163,6 +171,13 @@ mod tests {
         assert!(matches!(decide(&policy(), &e), Outcome::PruneLess { budget_us, .. } if (budget_us - 8_500.0).abs() < 1.0));
         e.front.iter_mut().for_each(|p| p.divergence = 0.01);
         assert!(matches!(decide(&policy(), &e), Outcome::Hold { .. }));
+    }
+
+    #[test]
+    fn headroom_is_left_alone_where_latency_does_not_bind() {
+        let mut e = evidence(&[2_000]);
+        e.planned_us = 3_000.0;
+        assert!(matches!(decide(&policy(), &e), Outcome::Hold { reason } if reason.contains("not what binds")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use pleach_inference::{OrtOptions, OrtRuntime};
 /// Images in one request.
 pub(super) const BATCH: usize = 16;
 /// The objective, in times that the full model takes on one whole processor.
-const SLO_RATIO: f64 = 3.0;
+const SLO_RATIO: f64 = 2.5;
 
 /// What the demo demands of its devices.
 #[derive(Clone, Copy, Debug)]

@@ -35,7 +35,7 @@ pub(super) const GATEWAY: Kind = Kind { name: "gateway", threads: 2, quota: None
 /// A smart camera, which will lose half of its processor.
 pub(super) const CAMERA: Kind = Kind { name: "camera", threads: 1, quota: Some(0.6), processors: "0" };
 /// A slow sensor.
-pub(super) const SENSOR: Kind = Kind { name: "sensor", threads: 1, quota: Some(0.3), processors: "1" };
+pub(super) const SENSOR: Kind = Kind { name: "sensor", threads: 1, quota: Some(0.25), processors: "1" };
 /// All of them.
 pub(super) const KINDS: [Kind; 3] = [GATEWAY, CAMERA, SENSOR];
 

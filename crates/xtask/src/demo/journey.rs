@@ -322,7 +322,7 @@ fn policy(pace: Pace, full_bytes: u64) -> anyhow::Result<Policy> {
         "rollout": { "probation_inferences": 10, "probation_seconds": 60 },
         "adaptation": {
             "window_seconds": 2, "min_windows": 4, "min_requests": 40, "cooldown_seconds": 4,
-            "first_target_share": 0.5, "headroom_share": 0.7, "target_share": 0.85
+            "first_target_share": 0.45, "headroom_share": 0.7, "target_share": 0.85
         }
     }))?)
 }

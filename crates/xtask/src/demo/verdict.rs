@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use pleach_proto::rest::DecisionView;
 
 use super::calibrate::Pace;
-use super::evidence::{Measured, Version};
+use super::evidence::{Measured, Version, Worth};
 use super::fleet::{CAMERA, KINDS, Kind, SENSOR};
 
 /// Everything found out so far.
@@ -69,39 +69,41 @@ impl Findings {
 
     /// A line about the version that a device proved last.
     pub(super) fn describe(&self, kind: &Kind, m: &Measured) -> String {
-        let version = self.device(kind).ok().and_then(|f| f.versions.last());
-        let share = version.map_or(f64::NAN, |v| percent(v.report.pruned.macs, v.report.dense.macs));
         let (p95, accuracy) = (ms(m.p95_us as f64), m.accuracy * 100.0);
-        format!("{}: a variant with {share:.0} % of the MACs is proven; p95 {p95}, accuracy {accuracy:.1} % on the device", kind.name)
+        let Some(report) = self.device(kind).ok().and_then(|f| f.versions.last()).map(|v| &v.report) else { return String::new() };
+        format!(
+            "{}: a variant with {:.0} % of the MACs is proven; expected accuracy {:.1} %; on the device p95 {p95}, accuracy {accuracy:.1} %",
+            kind.name,
+            percent(report.pruned.macs, report.dense.macs),
+            report.pruned.accuracy * 100.0
+        )
     }
 }
 
 /// One row for each class.
 pub(super) fn table(findings: &Findings) -> String {
     let mut table = Table::new();
+    let full = findings.devices.iter().find_map(|d| d.versions.last()).map(|v| &v.report.dense);
+    let of = |text: Option<String>| text.map_or_else(String::new, |t| format!("\nof {t}"));
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
-        "class",
-        "device",
-        "variant",
-        "MACs",
-        "size",
-        "accuracy / recall / F1\non the device",
-        "p50 / p95\nbefore",
-        "p50 / p95\nafter",
-        "versions",
+        "class".to_owned(),
+        "device".to_owned(),
+        "variant".to_owned(),
+        format!("MACs{}", of(full.map(|f| format!("{:.1} M", millions(f.macs))))),
+        format!("size{}", of(full.map(|f| format!("{} kB", f.size_bytes / 1_000)))),
+        "accuracy / recall / F1\non the device".to_owned(),
+        "p50 / p95\nbefore".to_owned(),
+        "p50 / p95\nafter".to_owned(),
+        "versions\ndelivered".to_owned(),
     ]);
     for found in &findings.devices {
         let version = found.versions.last();
         let report = version.map(|v| &v.report);
         let latency = |m: Option<Measured>| m.map(|m| format!("{} / {}", ms(m.p50_us as f64), ms(m.p95_us as f64)));
         let quality = found.last.map(|m| format!("{:.1} / {:.1} / {:.1} %", m.accuracy * 100.0, m.recall * 100.0, m.f1 * 100.0));
-        let macs = report.map(|r| {
-            format!("{:.1} of {:.1} M ({:.0} %)", millions(r.pruned.macs), millions(r.dense.macs), percent(r.pruned.macs, r.dense.macs))
-        });
-        let size = report.map(|r| {
-            let share = percent(r.pruned.size_bytes, r.dense.size_bytes);
-            format!("{} of {} kB ({share:.0} %)", r.pruned.size_bytes / 1_000, r.dense.size_bytes / 1_000)
-        });
+        let share = |of: fn(&Worth) -> u64| report.map_or(0.0, |r| percent(of(&r.pruned), of(&r.dense)));
+        let macs = report.map(|r| format!("{:.1} M ({:.0} %)", millions(r.pruned.macs), share(|w| w.macs)));
+        let size = report.map(|r| format!("{} kB ({:.0} %)", r.pruned.size_bytes / 1_000, share(|w| w.size_bytes)));
         let cells = [
             found.class.clone(),
             Some(found.kind.name.to_owned()),
@@ -174,13 +176,16 @@ fn claims(findings: &Findings) -> Vec<(&'static str, bool, String)> {
     ]
 }
 
-/// The last change of version on a device: for the camera from what it ran when its quota fell, which is the one before the last;
-/// for the sensor from the first.
+/// What the loop changed on a device: for the camera, from the fullest version it had to the one it has; for the sensor, from its
+/// first version to the most accurate one after it.
 fn change<'a>(findings: &'a Findings, kind: &Kind) -> Option<(&'a Version, &'a Version)> {
     let versions = &findings.device(kind).ok()?.versions;
-    let to = versions.last()?;
-    let from = if kind.name == CAMERA.name { versions.iter().max_by_key(|v| v.report.pruned.macs)? } else { versions.first()? };
-    (from.bundle != to.bundle).then_some((from, to))
+    let (first, later) = versions.split_first()?;
+    if kind.name == CAMERA.name {
+        Some((versions.iter().max_by_key(|v| v.report.pruned.macs)?, later.last()?))
+    } else {
+        Some((first, later.iter().max_by(|a, b| a.report.pruned.accuracy.total_cmp(&b.report.pruned.accuracy))?))
+    }
 }
 
 fn describe_change((from, to): (&Version, &Version)) -> String {
