@@ -1,6 +1,6 @@
 //! The store on both databases: every test here runs on SQLite and on a real PostgreSQL that the tests start themselves.
 
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, unreachable_pub)] // a test that cannot go on fails
 
 /// Runs each function once on SQLite and once on PostgreSQL.
 macro_rules! on_both {

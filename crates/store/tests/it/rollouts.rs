@@ -52,7 +52,7 @@ async fn the_newest_bundle_of_a_class_begins_one_rollout(f: Fixture) {
     assert!(bundles::without_rollout(&mut f.read().await, Page::default()).await.unwrap().is_empty());
     let (_, third) = (f.sealed(2, 20).await, f.sealed(3, 30).await);
     let waiting = bundles::without_rollout(&mut f.read().await, Page::default()).await.unwrap();
-    assert_eq!(waiting.iter().map(|b| b.id.clone()).collect::<Vec<_>>(), [third.clone()], "the second is skipped");
+    assert_eq!(waiting.iter().map(|b| &b.id).collect::<Vec<_>>(), [&third], "the second is skipped");
     begin(&f, "r3", &third, 31).await;
     let states: Vec<_> = rollouts::list(&mut f.read().await, Page::default()).await.unwrap().into_iter().map(|r| r.state).collect();
     assert_eq!(states, [RolloutState::Aborted, RolloutState::Running]);
