@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pleach_domain::Digest;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
-use pleach_prune::{Analysis, Criterion, Progress, analyse};
+use pleach_prune::{Analysis, Criterion, Progress, PruneError, analyse};
 use pleach_store::models::Model;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{Mutex, oneshot};
@@ -45,10 +45,12 @@ pub struct Analysed {
 /// The pruning engine of this process: its threads, and what it knows of models.
 pub struct Engine {
     pool: ThreadPool,
-    /// Held while a model is analysed, so that nobody analyses it twice.
-    known: Mutex<Vec<(Key, Arc<Analysed>)>>,
+    /// Held while a model is analysed, so that nobody analyses it twice, neither well nor in vain.
+    known: Mutex<Vec<(Key, Known)>>,
 }
 
+/// An analysis, or why there is none.
+type Known = Result<Arc<Analysed>, String>;
 type Key = (Digest, Digest, Digest, Criterion);
 
 impl Engine {
@@ -88,7 +90,7 @@ impl Engine {
     /// The analysis of a model; made once, then kept for the next class and budget.
     ///
     /// # Errors
-    /// [`ReconcileError::Store`] when a file cannot be read, [`ReconcileError::Prune`] when the engine refuses the model or its data.
+    /// [`ReconcileError::Store`] when a file cannot be read, [`ReconcileError::Unusable`] when the engine refuses the model or its data.
     pub(crate) async fn analysed(
         &self,
         controller: &Controller,
@@ -101,9 +103,9 @@ impl Engine {
         let mut known = self.known.lock().await;
         if let Some(at) = known.iter().position(|(k, _)| *k == key) {
             let entry = known.remove(at);
-            let analysed = Arc::clone(&entry.1);
+            let analysed = entry.1.clone();
             known.push(entry);
-            return Ok(analysed);
+            return analysed.map_err(ReconcileError::Unusable);
         }
         let onnx = controller.blobs.get(&files.onnx, MAX_FILE_BYTES).await?;
         let calibration = controller.blobs.get(&files.calibration, MAX_FILE_BYTES).await?;
@@ -116,12 +118,15 @@ impl Engine {
                 let analysis = analyse(&onnx, &calibration, criterion, &runtime, &*progress as &dyn Progress)?;
                 Ok(Analysed { analysis, calibration, validation })
             })
-            .await??;
-        let analysed = Arc::new(analysed);
+            .await?;
+        let analysed = match analysed {
+            Err(error) if !error.is_final() || matches!(error, ReconcileError::Prune(PruneError::Cancelled(_))) => return Err(error),
+            other => other.map(Arc::new).map_err(|error| error.chain()),
+        };
         if known.len() == KEPT_ANALYSES {
-            known.remove(0);
+            drop(known.remove(0));
         }
-        known.push((key, Arc::clone(&analysed)));
-        Ok(analysed)
+        known.push((key, analysed.clone()));
+        analysed.map_err(ReconcileError::Unusable)
     }
 }

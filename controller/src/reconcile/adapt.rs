@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pleach_domain::LatencyHistogram;
 use pleach_domain::adapt::{DeviceEvidence, Evidence, FrontPoint, Outcome, decide};
+use pleach_domain::policy::AdaptationRules;
 use pleach_domain::state::VariantState;
 use pleach_store::budgets::Budget;
 use pleach_store::decisions::Decision;
@@ -74,19 +75,25 @@ async fn observe(session: &mut Session, scope: &Scope, at_ms: i64) -> Result<Opt
     let Some(variant) = variants::find(session, &bundle.variant).await? else { return Ok(None) };
     let Some(newest) = budgets::newest(session, &scope.class.id, &policy.name).await? else { return Ok(None) };
     let settled = newest.key == variant.budget || rejected(session, &newest).await?;
-    let proven = assignments::proven(session, &rollout.id, Page::default()).await?;
-    let Some(last) = proven.last().filter(|_| settled) else { return Ok(None) };
-    let recent = windows::of_bundle(session, &bundle.digest, last.changed_at_ms, Page::of(Page::MAX_LIMIT)).await?;
+    let proven = assignments::proven(session, &rollout.id, Page::of(Page::MAX_LIMIT)).await?;
+    let (Some(first), Some(middle)) = (proven.first(), proven.get(proven.len() / 2)) else { return Ok(None) };
+    if !settled {
+        return Ok(None);
+    }
+    let (first_ms, middle_ms) = (first.changed_at_ms, middle.changed_at_ms);
+    let since: BTreeMap<_, _> = proven.iter().map(|d| (&d.device, d.changed_at_ms)).collect();
+    let mut recent = windows::of_bundle(session, &bundle.digest, first_ms, Page::of(Page::MAX_LIMIT)).await?;
+    recent.retain(|w| since.get(&w.device).is_some_and(|&proven_ms| w.received_at_ms > proven_ms));
     let part = |name: &str| variant.report.get(name).cloned().unwrap_or_default();
     let front: Vec<FrontPoint> = serde_json::from_value(part("front")).map_err(ReconcileError::document("front of a variant"))?;
     let planned = serde_json::from_value(part("predicted_latency_us"));
     let planned_us: f64 = planned.map_err(ReconcileError::document("predicted latency of a variant"))?;
     let evidence = Evidence {
-        devices: by_device(&recent, policy.adaptation.min_windows),
+        devices: by_device(&recent, &policy.adaptation),
         planned_us,
         budget_us: variant.budget_us,
         front,
-        proven_seconds: u32::try_from((at_ms - last.changed_at_ms).max(0) / 1_000).unwrap_or(u32::MAX),
+        proven_seconds: u32::try_from((at_ms - middle_ms).max(0) / 1_000).unwrap_or(u32::MAX),
     };
     Ok(Some(Observed { bundle, variant, newest, evidence }))
 }
@@ -96,12 +103,12 @@ async fn rejected(session: &mut Session, budget: &Budget) -> Result<bool, Reconc
     Ok(variants.iter().any(|v| v.budget == budget.key && v.state == VariantState::Rejected))
 }
 
-/// The newest `most` windows of each device, merged: old ones would hide that a device has become slower.
-fn by_device(windows: &[WindowRow], most: u32) -> Vec<DeviceEvidence> {
+/// The newest windows of each device, merged, no more than a decision needs: old ones would hide that a device has become slower.
+fn by_device(windows: &[WindowRow], rules: &AdaptationRules) -> Vec<DeviceEvidence> {
     let mut devices: BTreeMap<_, (u32, u64, LatencyHistogram)> = BTreeMap::new();
     for row in windows.iter().filter(|w| w.window.requests > 0) {
         let (count, requests, latency) = devices.entry(&row.device).or_default();
-        if *count < most {
+        if *count < rules.min_windows || *requests < rules.min_requests {
             *count += 1;
             *requests += row.window.requests;
             latency.merge(&row.window.latency);

@@ -19,6 +19,9 @@ pub enum ReconcileError {
     /// The engine refused the model, the data or the atlas.
     #[error("pruning engine")]
     Prune(#[from] pleach_prune::PruneError),
+    /// The engine has refused this model or its data before; the reason, in words.
+    #[error("the model cannot be pruned: {0}")]
+    Unusable(String),
     /// The bundle could not be sealed, or its key not be wrapped.
     #[error("bundle")]
     Artifact(#[from] pleach_artifact::ArtifactError),
@@ -68,7 +71,7 @@ impl ReconcileError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Prune(_) | Self::Artifact(_) | Self::Trust(_) | Self::Domain(_) | Self::Missing { .. } | Self::Document { .. } => true,
-            Self::Run { .. } => true,
+            Self::Run { .. } | Self::Unusable(_) => true,
             Self::Store(_) | Self::Controller(_) | Self::Task(_) => false,
         }
     }

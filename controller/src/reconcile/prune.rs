@@ -1,6 +1,7 @@
 //! Queues a job for each budget that has no variant; takes back jobs whose budget no longer holds or whose worker is gone.
 
 use pleach_domain::id::JobId;
+use pleach_domain::state::JobState;
 use pleach_store::budgets::BudgetKey;
 use pleach_store::jobs::NewJob;
 use pleach_store::{Page, audit, budgets, jobs};
@@ -18,6 +19,7 @@ pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileErr
     let scopes = scope::all(&mut session).await?;
     let unpruned = budgets::unpruned(&mut session, Page::default()).await?;
     let live = jobs::live(&mut session, PRUNE, Page::default()).await?;
+    let leased = live.iter().any(|job| job.state == JobState::Running);
     let mut superseded = Vec::new();
     for job in live {
         let key: BudgetKey = serde_json::from_str(&job.work.payload).map_err(ReconcileError::document("payload of a job"))?;
@@ -27,7 +29,7 @@ pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileErr
         }
     }
     drop(session);
-    let mut changed = expire(context, at_ms).await?;
+    let mut changed = leased && expire(context, at_ms).await?;
     for (id, key) in superseded {
         changed |= cancel(context, &id, &key, at_ms).await?;
     }

@@ -39,7 +39,7 @@ pub struct Evidence {
     pub budget_us: f64,
     /// The class's front; points may come in any order.
     pub front: Vec<FrontPoint>,
-    /// Seconds since the running bundle was proven on the last device of the class.
+    /// Seconds since half of the class's devices have proved the running bundle; late joiners do not put a decision off.
     pub proven_seconds: u32,
 }
 
