@@ -159,6 +159,10 @@ impl Journey {
 
     /// The camera's quota is halved; its p95 breaks the objective; the loop prunes more and brings it back.
     async fn lose_half_of_the_processor(&mut self) -> anyhow::Result<()> {
+        self.wait("the camera to come to rest", 90, async |journey| {
+            if journey.is_worked_for(&CAMERA).await? { journey.work(&CAMERA).await } else { journey.latest(&CAMERA, 0).await }
+        })
+        .await?;
         let slo_us = self.findings.pace.slo_us;
         let halved = CAMERA.quota.unwrap_or(1.0) / 2.0;
         self.fleet.device(&CAMERA)?.group.set_quota(Some(halved))?;
@@ -289,6 +293,16 @@ impl Journey {
         let step = Step::Waiting(words);
         self.tell(&step);
         Ok(step)
+    }
+
+    /// Whether a job for the device's class is under way, or its outcome on its way to the device.
+    async fn is_worked_for(&self, kind: &Kind) -> anyhow::Result<bool> {
+        let found = self.findings.device(kind)?;
+        let class = format!("{}/", found.class.as_deref().unwrap_or_default());
+        let jobs: Vec<JobView> = self.fleet.client.list("jobs", &[]).await?;
+        let deployments: Vec<DeploymentView> = self.fleet.client.list("deployments", &[]).await?;
+        let live = |j: &JobView| matches!(j.state, JobState::Queued | JobState::Running) && j.subject.starts_with(&class);
+        Ok(jobs.iter().any(live) || deployments.iter().any(|d| Some(&d.device) == found.id.as_ref() && d.state != Observed::Proven))
     }
 
     async fn windows(&self, kind: &Kind) -> anyhow::Result<Vec<WindowView>> {
