@@ -32,7 +32,8 @@ pub(super) fn measure(fixtures: &Path, library: &Path) -> anyhow::Result<Pace> {
     let inputs = rows.inputs().iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
     let runtime = OrtRuntime::new(OrtOptions { library: Some(library.to_owned()), threads: NonZeroUsize::MIN })?;
     let timed = runtime.time(&[TimedModel { model, inputs }], Duration::from_millis(600)).map_err(|e| anyhow!(e))?;
-    let dense_us = timed.first().context("no timing came back")?.p50_us;
+    // The fastest call: whatever else the machine does in this moment must not loosen the objective.
+    let dense_us = timed.first().context("no timing came back")?.min_us;
     Ok(Pace { dense_us, slo_us: (dense_us * SLO_RATIO / 100.0).round() as u64 * 100 })
 }
 
