@@ -70,8 +70,11 @@ pub enum Outcome {
 
 /// A budget must change by at least this factor to be worth a new variant.
 const SMALLEST_CHANGE: f64 = 1.05;
-/// One decision changes a budget by at most this factor, whatever devices claim.
-const LARGEST_CHANGE: f64 = 4.0;
+/// One decision shrinks a budget by at most this factor, whatever devices claim.
+const LARGEST_CUT: f64 = 4.0;
+/// One decision widens a budget by at most this factor: a slim variant may fit into one burst of a CPU quota, so that latency grows
+/// faster than in proportion, and missing the objective costs more than one more step.
+const LARGEST_RISE: f64 = 2.0;
 /// A variant that takes less than this share of its budget is held back by something else: its size, or the full model is reached.
 const BINDING_SHARE: f64 = 0.8;
 /// Headroom is used only when the front promises at least this relative fall in divergence.
@@ -95,7 +98,7 @@ pub fn decide(policy: &Policy, evidence: &Evidence) -> Outcome {
     let slo_us = policy.slo_p95_us as f64;
     let correction = p95_us / evidence.planned_us.max(1.0);
     let wanted_us = slo_us * rules.target_share / correction;
-    let budget_us = wanted_us.clamp(evidence.budget_us / LARGEST_CHANGE, evidence.budget_us * LARGEST_CHANGE);
+    let budget_us = wanted_us.clamp(evidence.budget_us / LARGEST_CUT, evidence.budget_us * LARGEST_RISE);
     if p95_us > slo_us {
         // Relative to what runs, not to what was allowed: a variant may sit well below its budget.
         let ceiling_us = evidence.planned_us / SMALLEST_CHANGE;
@@ -186,9 +189,16 @@ mod tests {
     }
 
     #[test]
-    fn one_decision_changes_a_budget_by_at_most_four_times() {
+    fn one_decision_cuts_a_budget_by_at_most_four_times() {
         let Outcome::PruneMore { budget_us, .. } = decide(&policy(), &evidence(&[50_000_000])) else { panic!() };
         assert!(budget_us >= 7_000.0 / 4.0);
+    }
+
+    #[test]
+    fn one_decision_widens_a_budget_by_at_most_twice() {
+        let mut e = evidence(&[500]);
+        (e.planned_us, e.budget_us) = (5_000.0, 5_000.0);
+        assert!(matches!(decide(&policy(), &e), Outcome::PruneLess { budget_us, .. } if (budget_us - 10_000.0).abs() < 1.0));
     }
 
     #[test]
