@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `check`. Each does its own set-up on a fresh machine.
+//! The project's own commands: `cargo xtask demo`, `test`, `check`, `bench`. Each does its own set-up on a fresh machine.
 //!
 //! A tool, not a part of the product: errors go straight to a person, so they are `anyhow` throughout.
 
+mod bench;
 mod check;
 mod demo;
 mod onnxruntime;
@@ -36,6 +37,9 @@ enum Command {
     },
     /// The whole journey of a model on this machine: a controller and three kinds of device
     Demo(demo::Options),
+    /// Measure a part of Pleach and print a table, or JSON
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Fetch ONNX Runtime and print where the library is, for `ORT_DYLIB_PATH`
     Onnxruntime,
 }
@@ -56,6 +60,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Check => check::run(&workspace),
         Command::Test { rest } => test::run(&workspace, &rest),
         Command::Demo(options) => demo::run(&workspace, &options),
+        Command::Bench(bench) => bench::run(&workspace, &bench),
         Command::Onnxruntime => {
             println!("{}", onnxruntime::ensure()?.display());
             Ok(())

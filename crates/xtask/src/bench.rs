@@ -1,0 +1,30 @@
+//! `cargo xtask bench`: what Pleach achieves, measured on this machine: a module for each bench, a table or JSON of each.
+
+mod graph;
+
+use clap::{Subcommand, ValueEnum};
+
+use crate::workspace::Workspace;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// Coupling groups of many models: the share that is prunable, time, memory, proofs
+    Graph(graph::Options),
+}
+
+/// How a bench prints what it measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// A table for people.
+    Text,
+    /// The same for programs.
+    Json,
+}
+
+/// Runs one bench; the result goes to stdout, progress to stderr.
+pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
+    match bench {
+        Bench::Graph(options) => graph::run(workspace, options),
+    }
+}
