@@ -1,6 +1,21 @@
 //! Axes, atoms and the union-find over atom indices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A constant's axis: where atoms come from that a Reshape may ask to be products.
+type Source = (String, usize);
+
+/// How the axes of constants are made of atoms: pieces one behind the other, each a row-major product of factors of these lengths.
+/// A source that is not named is one atom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layouts(BTreeMap<Source, Vec<Vec<usize>>>);
+
+/// A wish for smaller atoms, found where an operator cuts through one; the next walk fulfils it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// Make the atom a product of this many runs.
+    Into(usize),
+}
 
 /// A run of indices that are made together: the output channels of a layer, a batch, a spatial axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +39,15 @@ struct Atom {
     first: usize,
     length: usize,
     reasons: BTreeSet<String>,
+    origin: Option<Origin>,
+}
+
+/// The factor of a source's layout that an atom is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Origin {
+    source: usize,
+    piece: usize,
+    factor: usize,
 }
 
 /// All atoms, and which of their indices belong together.
@@ -31,15 +55,66 @@ struct Atom {
 pub(super) struct Atoms {
     atoms: Vec<Atom>,
     parents: Vec<usize>,
+    layouts: Layouts,
+    sources: Vec<Source>,
+    wanted: BTreeMap<Origin, Cut>,
 }
 
 impl Atoms {
-    /// A new atom as an axis.
-    pub(super) fn fresh(&mut self, length: usize) -> Axis {
+    /// No atoms yet; the axes of constants will be made as `layouts` says.
+    pub(super) fn new(layouts: Layouts) -> Self {
+        Self { layouts, ..Self::default() }
+    }
+
+    /// The layouts that fulfil what this walk wanted; `None` when it wanted nothing.
+    pub(super) fn refined(&self) -> Option<Layouts> {
+        let mut layouts = self.layouts.clone();
+        // Later factors first, so that the places of earlier ones hold.
+        for (origin, Cut::Into(runs)) in self.wanted.iter().rev() {
+            let length = self.origin_length(*origin);
+            let pieces = layouts.0.entry(self.sources.get(origin.source)?.clone()).or_insert_with(|| vec![vec![length]]);
+            let factors = pieces.get_mut(origin.piece)?;
+            factors.splice(origin.factor..=origin.factor, [*runs, length / runs.max(&1)]);
+        }
+        (!self.wanted.is_empty()).then_some(layouts)
+    }
+
+    fn origin_length(&self, origin: Origin) -> usize {
+        self.atoms.iter().find(|a| a.origin == Some(origin)).map_or(0, |a| a.length)
+    }
+
+    fn atom(&mut self, length: usize, origin: Option<Origin>) -> AtomId {
         let first = self.parents.len();
         self.parents.extend(first..first + length);
-        self.atoms.push(Atom { first, length, reasons: BTreeSet::new() });
-        Axis(vec![vec![AtomId(self.atoms.len() - 1)]])
+        self.atoms.push(Atom { first, length, reasons: BTreeSet::new(), origin });
+        AtomId(self.atoms.len() - 1)
+    }
+
+    /// A new atom as an axis.
+    pub(super) fn fresh(&mut self, length: usize) -> Axis {
+        Axis(vec![vec![self.atom(length, None)]])
+    }
+
+    /// New atoms for an axis of a constant, to be asked for once: later walks may make it of smaller ones.
+    pub(super) fn sourced(&mut self, constant: &str, axis: usize, length: usize) -> Axis {
+        let source = (constant.to_owned(), axis);
+        let layout = self.layouts.0.get(&source).cloned().unwrap_or_else(|| vec![vec![length]]);
+        self.sources.push(source);
+        let source = self.sources.len() - 1;
+        let mut pieces = Vec::with_capacity(layout.len());
+        for (piece, factors) in layout.into_iter().enumerate() {
+            let origin = |factor| Some(Origin { source, piece, factor });
+            pieces.push(factors.into_iter().enumerate().map(|(factor, length)| self.atom(length, origin(factor))).collect());
+        }
+        Axis(pieces)
+    }
+
+    /// Wants an atom to be a product of `runs` runs; the first wish for an atom counts. Whether it may come true.
+    fn want(&mut self, id: AtomId, runs: usize) -> bool {
+        let Some(atom) = self.atoms.get(id.0) else { return false };
+        let Some(origin) = atom.origin.filter(|_| runs > 1 && runs < atom.length && atom.length % runs == 0) else { return false };
+        self.wanted.entry(origin).or_insert(Cut::Into(runs));
+        true
     }
 
     /// A new atom that is never cut.
@@ -108,10 +183,21 @@ impl Atoms {
                 }
             }
             _ => {
+                self.want_alike(a, b);
                 let reason = format!("{place} joins axes that are factored differently");
                 self.freeze(a, &reason);
                 self.freeze(b, &reason);
             }
+        }
+    }
+
+    /// Wants the first factor in which two axes differ to be cut in one of them, so that in the end both have the same factors.
+    fn want_alike(&mut self, a: &Axis, b: &Axis) {
+        for (x, y) in a.0.iter().zip(&b.0) {
+            let Some((&x, &y)) = x.iter().zip(y).find(|&(&x, &y)| self.length(x) != self.length(y)) else { continue };
+            let (long, short) = if self.length(x) > self.length(y) { (x, y) } else { (y, x) };
+            self.want(long, self.length(short));
+            return;
         }
     }
 
@@ -156,20 +242,56 @@ impl Atoms {
         if lengths.iter().filter(|&&l| l != 1).count() <= 1 {
             return Some(lengths.iter().map(|&l| if l == 1 { self.frozen(1, "one index") } else { product.clone() }).collect());
         }
-        let [factors] = product.0.as_slice() else { return None };
-        let mut factors = factors.iter().copied();
+        let mut pieces = Vec::with_capacity(product.0.len());
+        let inner: usize = lengths.iter().skip_while(|&&l| l == 1).skip(1).product();
+        for piece in &product.0 {
+            let outer = self.piece_length(piece).checked_div(inner).filter(|outer| outer * inner == self.piece_length(piece))?;
+            let leading = lengths.iter().take_while(|&&l| l == 1).count();
+            let own: Vec<usize> = lengths.iter().enumerate().map(|(i, &l)| if i == leading { outer } else { l }).collect();
+            pieces.push(self.cut(piece, &own)?);
+        }
+        self.stack(pieces, lengths)
+    }
+
+    /// Cuts a piece into axes of the given lengths; `None`, and a wish, when a cut would go through an atom.
+    fn cut(&mut self, piece: &Piece, lengths: &[usize]) -> Option<Vec<Piece>> {
+        let mut factors = piece.iter().copied();
         let mut out = Vec::new();
         for &length in lengths {
-            let (mut piece, mut got) = (Piece::new(), 1);
+            let (mut part, mut got) = (Piece::new(), 1);
             while got < length {
                 let id = factors.next()?;
+                if length % (got * self.length(id)) != 0 {
+                    if length % got == 0 {
+                        self.want(id, length / got);
+                    }
+                    return None;
+                }
                 got *= self.length(id);
-                piece.push(id);
+                part.push(id);
             }
-            if got != length {
-                return None;
+            out.push(part);
+        }
+        factors.next().is_none().then_some(out)
+    }
+
+    /// Puts pieces that were cut alike one behind the other along their outermost axis; the inner ones become one.
+    fn stack(&mut self, pieces: Vec<Vec<Piece>>, lengths: &[usize]) -> Option<Vec<Axis>> {
+        let outermost = lengths.iter().take_while(|&&l| l == 1).count();
+        let mut out: Vec<Axis> = Vec::with_capacity(lengths.len());
+        for (i, &length) in lengths.iter().enumerate() {
+            let own: Vec<Piece> = pieces.iter().map(|piece| piece.get(i).cloned()).collect::<Option<_>>()?;
+            if length == 1 {
+                out.push(self.frozen(1, "one index"));
+            } else if i == outermost {
+                out.push(Axis(own));
+            } else {
+                let first = Axis(vec![own.first()?.clone()]);
+                for other in own.into_iter().skip(1) {
+                    self.unify(&first, &Axis(vec![other]), "a Reshape of joined axes");
+                }
+                out.push(first);
             }
-            out.push(if piece.is_empty() { self.frozen(1, "one index") } else { Axis(vec![piece]) });
         }
         Some(out)
     }

@@ -11,12 +11,15 @@ use std::collections::HashMap;
 
 use pleach_onnx::{Model, Node, NodeId, Shapes};
 
-use super::axes::{Atoms, Axis};
+use super::axes::{Atoms, Axis, Layouts};
 use elementwise::{BROADCAST, UNARY};
 use reduction::{POOLS, REDUCTIONS};
 
 /// Batch size at which shapes are read: a prime, so that a factor of it in a Reshape is the batch and nothing else.
 const ROWS: usize = 1009;
+
+/// Most walks over one graph: each makes at least one atom smaller, and what is not done by then stays frozen.
+const MAX_WALKS: usize = 32;
 
 /// Why spatial axes are frozen: not worth telling.
 pub(super) const SPATIAL: &str = "spatial axis";
@@ -57,12 +60,21 @@ pub(super) struct Trace<'a> {
 }
 
 impl<'a> Trace<'a> {
-    /// Walks a model in order.
+    /// Walks a model in order, again and again while a walk wants smaller atoms than it was given.
     pub(super) fn run(model: &'a Model, shapes: &'a Shapes) -> Self {
+        let mut trace = Self::walk(model, shapes, Layouts::default());
+        for _ in 1..MAX_WALKS {
+            let Some(layouts) = trace.atoms.refined() else { break };
+            trace = Self::walk(model, shapes, layouts);
+        }
+        trace
+    }
+
+    fn walk(model: &'a Model, shapes: &'a Shapes, layouts: Layouts) -> Self {
         let mut trace = Self {
             model,
             shapes,
-            atoms: Atoms::default(),
+            atoms: Atoms::new(layouts),
             tensors: HashMap::new(),
             constants: HashMap::new(),
             made: Vec::new(),
@@ -179,7 +191,7 @@ impl<'a> Trace<'a> {
         if let Some(Some(bound)) = self.constants.get(root).and_then(|axes| axes.get(axis)) {
             return bound.clone();
         }
-        let fresh = self.atoms.fresh(length);
+        let fresh = self.atoms.sourced(root, axis, length);
         if let Some(slot) = self.slot(root, axis) {
             *slot = Some(fresh.clone());
         }
