@@ -17,31 +17,62 @@ const ROWS: [usize; 2] = [2, 3];
 /// # Errors
 /// [`CouplingError`] when an input cannot be made or the runtime refuses the probe.
 pub fn measure_shapes(model: &Model, runtime: &dyn Runtime, examples: &BTreeMap<String, Vec<usize>>) -> Result<Shapes, CouplingError> {
-    let probe = ShapeProbe::new(model)?;
-    let mut loaded = runtime.load(&probe.model.encode(), Optimization::Disabled).map_err(CouplingError::Runtime)?;
     let inputs = model.inputs();
-    let small = run(loaded.as_mut(), &inputs, examples, ROWS[0])?;
+    let zeros = |rows| -> Result<Vec<_>, CouplingError> {
+        inputs.iter().map(|input| Ok((input.name.clone(), zeros(input, examples.get(&input.name), rows)?))).collect()
+    };
+    let mut probe = LoadedProbe::new(model, runtime)?;
     if !inputs.iter().any(free_batch) {
-        return Ok(probe.read((1, &small), (1, &small))?);
+        return probe.measure_fixed(&zeros(ROWS[0])?);
     }
-    let large = run(loaded.as_mut(), &inputs, examples, ROWS[1])?;
-    Ok(probe.read((ROWS[0], &small), (ROWS[1], &large))?)
+    probe.measure(zeros)
+}
+
+/// A model's shape probe, loaded: measures the same model on inputs of several shapes.
+pub struct LoadedProbe {
+    probe: ShapeProbe,
+    loaded: Box<dyn LoadedModel>,
+}
+
+impl LoadedProbe {
+    /// Builds and loads the probe of a model.
+    ///
+    /// # Errors
+    /// [`CouplingError`] when the runtime refuses it.
+    pub fn new(model: &Model, runtime: &dyn Runtime) -> Result<Self, CouplingError> {
+        let probe = ShapeProbe::new(model)?;
+        let loaded = runtime.load(&probe.model.encode(), Optimization::Disabled).map_err(CouplingError::Runtime)?;
+        Ok(Self { probe, loaded })
+    }
+
+    /// Measures with the inputs that `inputs` makes for two batch sizes.
+    ///
+    /// # Errors
+    /// [`CouplingError`] when an input cannot be made or the model does not run on it.
+    pub fn measure(&mut self, inputs: impl Fn(usize) -> Result<Vec<(String, Tensor)>, CouplingError>) -> Result<Shapes, CouplingError> {
+        let [small, large] = ROWS;
+        let runs = [self.run(&inputs(small)?)?, self.run(&inputs(large)?)?];
+        Ok(self.probe.read((small, &runs[0]), (large, &runs[1]))?)
+    }
+
+    /// Measures a model whose batch does not move: every axis is static.
+    ///
+    /// # Errors
+    /// [`CouplingError`] when the model does not run on these inputs.
+    pub fn measure_fixed(&mut self, inputs: &[(String, Tensor)]) -> Result<Shapes, CouplingError> {
+        let run = self.run(inputs)?;
+        Ok(self.probe.read((1, &run), (1, &run))?)
+    }
+
+    fn run(&mut self, inputs: &[(String, Tensor)]) -> Result<Vec<Vec<i64>>, CouplingError> {
+        let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let outputs = self.loaded.run(&named).map_err(CouplingError::Runtime)?;
+        Ok(outputs.iter().map(|tensor| tensor.as_int64().unwrap_or_default().to_vec()).collect())
+    }
 }
 
 fn free_batch(input: &ValueInfo) -> bool {
     matches!(input.dims.as_deref().and_then(<[Dim]>::first), Some(Dim::Free(_)))
-}
-
-fn run(
-    loaded: &mut dyn LoadedModel,
-    inputs: &[ValueInfo],
-    examples: &BTreeMap<String, Vec<usize>>,
-    rows: usize,
-) -> Result<Vec<Vec<i64>>, CouplingError> {
-    let zeros: Vec<Tensor> = inputs.iter().map(|input| zeros(input, examples.get(&input.name), rows)).collect::<Result<_, _>>()?;
-    let named: Vec<(&str, &Tensor)> = inputs.iter().map(|i| i.name.as_str()).zip(&zeros).collect();
-    let outputs = loaded.run(&named).map_err(CouplingError::Runtime)?;
-    Ok(outputs.iter().map(|tensor| tensor.as_int64().unwrap_or_default().to_vec()).collect())
 }
 
 /// An input of zeros at a batch size.
