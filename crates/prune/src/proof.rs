@@ -1,18 +1,39 @@
 //! Proofs that need no accuracy data: what a cut may not change, run and compared.
 //!
-//! Each returns the worst difference between two models' outputs, relative to the largest value of that output. They hold when
-//! it is at most [`BAR`]; rounding in another order of summation stays well below.
+//! | proof | claim |
+//! | --- | --- |
+//! | identity | with nothing cut, the bytes are those that were read |
+//! | optimisation | the runtime's optimised graph computes what the graph as written computes |
+//! | permutation | the units of every group are interchangeable |
+//! | mask | the cut graph computes what the dense one computes when the readers of what was cut read zeros |
+//! | folding | [`crate::fold`] changed nothing |
+//!
+//! Each returns the worst difference between two models' outputs, relative to the largest value of that output. [`prove`] runs
+//! those that concern cutting on every group, at three widths, and is what every pruning job does before anything is delivered.
+
+mod compare;
+mod random;
 
 use pleach_domain::Tensor;
 use pleach_domain::runtime::{Optimization, Runtime, RuntimeError};
+use pleach_onnx::proto::tensor_proto::DataType;
 use pleach_onnx::{Limits, Model, OnnxError, Shapes};
 use thiserror::Error;
 
-use crate::coupling::{Coupling, Keep};
+use crate::coupling::{Coupling, Group, GroupId, Keep};
+use crate::error::PruneError;
+use crate::progress::{Progress, Stage, step};
 use crate::surgery::{self, SurgeryError};
+use compare::difference;
+use random::SplitMix;
 
-/// Largest relative difference at which a proof holds.
+/// Largest relative difference at which a proof holds in single precision: rounding in another order of summation stays well
+/// below, a wrong channel far above.
 pub const BAR: f64 = 1e-5;
+/// Roundings of one value that may come out differently where values are stored in half precision or bfloat16.
+const ROUNDINGS: f64 = 10.0;
+/// Shares of every group, in percent, at which cuts are proved.
+pub const WIDTHS: [usize; 3] = [25, 50, 75];
 
 /// Why a proof could not be made.
 #[derive(Debug, Error)]
@@ -42,6 +63,104 @@ pub enum ProofError {
 /// Inputs to run a proof on, by name.
 pub type Inputs<'a> = [(&'a str, &'a Tensor)];
 
+/// A model and all that proofs about it need.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Runs the models.
+    pub runtime: &'a dyn Runtime,
+    /// The model to be cut.
+    pub model: &'a Model,
+    /// Its groups.
+    pub coupling: &'a Coupling,
+    /// Its shapes.
+    pub shapes: &'a Shapes,
+    /// What it is run on.
+    pub inputs: &'a Inputs<'a>,
+}
+
+/// The worst relative differences that [`prove`] found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Findings {
+    /// Optimised and plain runtime.
+    pub optimization: f64,
+    /// Every group permuted.
+    pub permutation: f64,
+    /// Every group cut to each of [`WIDTHS`] percent.
+    pub mask: [f64; 3],
+}
+
+/// Largest relative difference at which a proof holds for a model: [`BAR`] in single and double precision.
+///
+/// Where values are stored in a narrower format, two sums that differ in their last single-precision bit may round to neighbours,
+/// which are 2^-10 of the value apart in half precision and 2^-7 in bfloat16. Such steps add up on the way to an output like a
+/// random walk over its layers: ten half steps are allowed. In a quantised tensor a step is up to 2/255 of its largest value, and
+/// one is allowed. A wrong channel moves an output by about its own size.
+pub fn bar(model: &Model) -> f64 {
+    let constants = model.initializers().chain(model.nodes().filter(|n| n.is("Constant")).filter_map(|n| n.output(0)));
+    let stored = constants.filter_map(|name| model.constant_proto(name)).map(|tensor| tensor.data_type());
+    let cast = model.nodes().filter(|n| n.is("Cast")).filter_map(|n| i32::try_from(n.int("to")?).ok());
+    let types: Vec<i32> = stored.chain(cast).chain(model.inputs().into_iter().map(|i| i.element_type)).collect();
+    let quantized = model.nodes().any(|n| matches!(n.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear"));
+    let narrow = [
+        (types.contains(&DataType::Float16.into()), ROUNDINGS * 2f64.powi(-11)),
+        (types.contains(&DataType::Bfloat16.into()), ROUNDINGS * 2f64.powi(-8)),
+        (quantized, 2.0 / 255.0),
+    ];
+    narrow.into_iter().filter(|(there, _)| *there).fold(BAR, |bar, (_, own)| bar.max(own))
+}
+
+/// Proves on the given inputs that every group may be cut: the runtime's optimisations, a permutation of all groups and random
+/// cuts of all groups to [`WIDTHS`] percent leave the outputs what they are, up to [`bar`].
+///
+/// `progress` hears of [`Stage::Prove`] and may cancel. Deterministic in `seed`. Cost: nine models loaded and run once.
+///
+/// # Errors
+/// [`PruneError::Proof`] when a proof does not hold, with the group whose cut shows it; [`PruneError::Model`] when a model cannot
+/// be cut or run, [`PruneError::Cancelled`].
+pub fn prove(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Result<Findings, PruneError> {
+    let findings = measure(subject, seed, progress)?;
+    let bar = bar(subject.model);
+    hold("optimisation", findings.optimization, bar, || None)?;
+    hold("permutation", findings.permutation, bar, || {
+        culprit(subject, bar, |group| permuted(subject.model, subject.coupling, &[group], seed))
+    })?;
+    for (percent, gap) in WIDTHS.into_iter().zip(findings.mask) {
+        hold("mask", gap, bar, || {
+            let keep = random_keep(subject.coupling, percent, seed);
+            subject.coupling.groups.iter().find_map(|group| {
+                let alone = keep.iter().filter(|(id, _)| **id == group.id).map(|(id, kept)| (*id, kept.clone())).collect();
+                let gap = mask(subject, &alone).unwrap_or(f64::INFINITY);
+                (!within(gap, bar)).then(|| group.name.clone())
+            })
+        })?;
+    }
+    Ok(findings)
+}
+
+/// Runs the proofs of [`prove`] and tells the differences, whatever they are.
+///
+/// # Errors
+/// [`PruneError::Model`] when a model cannot be cut or run, [`PruneError::Cancelled`].
+pub fn measure(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Result<Findings, PruneError> {
+    let Subject { runtime, model, coupling, inputs, .. } = *subject;
+    let steps = WIDTHS.len() + 2;
+    let failed = |error: ProofError| PruneError::Model(Box::new(error));
+    step(progress, Stage::Prove, 0, steps)?;
+    let dense = run(runtime, model, inputs, Optimization::All).map_err(failed)?;
+    let plain = run(runtime, model, inputs, Optimization::Disabled).map_err(failed)?;
+    let optimization = difference(&plain, &dense).map_err(failed)?;
+    step(progress, Stage::Prove, 1, steps)?;
+    let groups: Vec<&Group> = coupling.groups.iter().collect();
+    let reordered = || difference(&dense, &run(runtime, &permuted(model, coupling, &groups, seed)?, inputs, Optimization::All)?);
+    let permutation = reordered().map_err(failed)?;
+    let mut cut = [0.0; WIDTHS.len()];
+    for (done, (gap, percent)) in cut.iter_mut().zip(WIDTHS).enumerate() {
+        step(progress, Stage::Prove, done + 2, steps)?;
+        *gap = mask(subject, &random_keep(coupling, percent, seed)).map_err(failed)?;
+    }
+    Ok(Findings { optimization, permutation, mask: cut })
+}
+
 /// Whether decoding and encoding gives back the same bytes, and so does a cut that removes nothing.
 ///
 /// # Errors
@@ -57,31 +176,22 @@ pub fn identity(bytes: &[u8], coupling: &Coupling, shapes: &Shapes) -> Result<bo
 ///
 /// # Errors
 /// [`ProofError`] when a model cannot be cut or run.
-pub fn permutation(runtime: &dyn Runtime, model: &Model, coupling: &Coupling, inputs: &Inputs<'_>, seed: u64) -> Result<f64, ProofError> {
-    let mut permuted = model.clone();
-    let mut random = SplitMix(seed);
-    for group in &coupling.groups {
-        let order = random.shuffle_within(&group.parts());
-        permuted = surgery::permute(&permuted, coupling, group.id, &order)?;
-    }
-    difference(&run(runtime, model, inputs, Optimization::All)?, &run(runtime, &permuted, inputs, Optimization::All)?)
+pub fn permutation(subject: &Subject<'_>, seed: u64) -> Result<f64, ProofError> {
+    let Subject { runtime, model, coupling, inputs, .. } = *subject;
+    let groups: Vec<&Group> = coupling.groups.iter().collect();
+    equality(runtime, model, &permuted(model, coupling, &groups, seed)?, inputs)
 }
 
 /// Compares the cut graph with the dense one whose consumers read zeros in place of what was cut.
 ///
 /// # Errors
 /// [`ProofError`] when a model cannot be cut or run.
-pub fn mask(
-    runtime: &dyn Runtime,
-    model: &Model,
-    coupling: &Coupling,
-    shapes: &Shapes,
-    keep: &Keep,
-    inputs: &Inputs<'_>,
-) -> Result<f64, ProofError> {
+pub fn mask(subject: &Subject<'_>, keep: &Keep) -> Result<f64, ProofError> {
+    let Subject { runtime, model, coupling, shapes, inputs } = *subject;
     let masked = surgery::mask(model, coupling, keep)?;
+    let masked = run(runtime, &masked, inputs, Optimization::All)?;
     let pruned = surgery::prune(model, coupling, shapes, keep)?;
-    difference(&run(runtime, &masked, inputs, Optimization::All)?, &run(runtime, &pruned, inputs, Optimization::All)?)
+    difference(&masked, &run(runtime, &pruned, inputs, Optimization::All)?)
 }
 
 /// Compares the runtime's optimised graph with the graph as written.
@@ -100,61 +210,58 @@ pub fn equality(runtime: &dyn Runtime, left: &Model, right: &Model, inputs: &Inp
     difference(&run(runtime, left, inputs, Optimization::All)?, &run(runtime, right, inputs, Optimization::All)?)
 }
 
+/// A random cut of every group to about `percent` of its units, at least one of each part (see [`Group::parts`]).
+pub fn random_keep(coupling: &Coupling, percent: usize, seed: u64) -> Keep {
+    let mut random = SplitMix(seed);
+    let mut kept = |group: &Group| {
+        let mut kept: Vec<usize> = (group.parts().iter())
+            .flat_map(|part| {
+                let mut shuffled = random.shuffled(part);
+                shuffled.truncate((part.len() * percent / 100).max(1));
+                shuffled
+            })
+            .collect();
+        kept.sort_unstable();
+        kept
+    };
+    coupling.groups.iter().map(|group| (group.id, kept(group))).collect()
+}
+
+/// Fails unless a difference is within the bar; `culprit` names the group to blame.
+pub(crate) fn hold(proof: &'static str, gap: f64, bar: f64, culprit: impl Fn() -> Option<String>) -> Result<(), PruneError> {
+    if within(gap, bar) {
+        return Ok(());
+    }
+    let place = culprit().map_or_else(String::new, |group| format!(" when group `{group}` alone is changed"));
+    Err(PruneError::Proof {
+        proof,
+        detail: format!("outputs differ by {gap:.1e} of their largest value{place}: expected at most {bar:.0e}"),
+    })
+}
+
+/// Not `!(gap > bar)`: a gap that is no number fails, too.
+fn within(gap: f64, bar: f64) -> bool {
+    gap <= bar
+}
+
+/// The first group that differs when it alone is changed.
+fn culprit(subject: &Subject<'_>, bar: f64, change: impl Fn(&Group) -> Result<Model, ProofError>) -> Option<String> {
+    let Subject { runtime, model, coupling, inputs, .. } = *subject;
+    let gap = |group: &Group| change(group).and_then(|changed| equality(runtime, model, &changed, inputs)).unwrap_or(f64::INFINITY);
+    coupling.groups.iter().find(|group| !within(gap(group), bar)).map(|group| group.name.clone())
+}
+
+fn permuted(model: &Model, coupling: &Coupling, groups: &[&Group], seed: u64) -> Result<Model, ProofError> {
+    let mut permuted = model.clone();
+    for group in groups {
+        let GroupId(number) = group.id;
+        let order = SplitMix(seed.wrapping_add(number as u64)).within(&group.parts());
+        permuted = surgery::permute(&permuted, coupling, group.id, &order)?;
+    }
+    Ok(permuted)
+}
+
 fn run(runtime: &dyn Runtime, model: &Model, inputs: &Inputs<'_>, optimization: Optimization) -> Result<Vec<Tensor>, ProofError> {
     let mut loaded = runtime.load(&model.encode(), optimization).map_err(ProofError::Runtime)?;
     loaded.run(inputs).map_err(ProofError::Runtime)
-}
-
-/// The worst difference of two lists of outputs, relative to the largest value of each output; infinite where one is not finite
-/// and the other is. Outputs that are no floats must be equal.
-fn difference(left: &[Tensor], right: &[Tensor]) -> Result<f64, ProofError> {
-    let mut worst = if left.len() == right.len() { 0.0 } else { f64::INFINITY };
-    for (index, (a, b)) in left.iter().zip(right).enumerate() {
-        if a.shape() != b.shape() || a.element_type() != b.element_type() {
-            return Err(ProofError::Outputs { index, left: a.shape().to_vec(), right: b.shape().to_vec() });
-        }
-        let (Some(x), Some(y)) = (a.as_fp32(), b.as_fp32()) else {
-            worst = if a == b { worst } else { f64::INFINITY };
-            continue;
-        };
-        let scale = x.iter().map(|v| f64::from(v.abs())).filter(|v| v.is_finite()).fold(f64::MIN_POSITIVE, f64::max);
-        for (&p, &q) in x.iter().zip(y) {
-            if p.to_bits() == q.to_bits() || p == q {
-                continue;
-            }
-            let gap = (f64::from(p) - f64::from(q)).abs() / scale;
-            worst = if gap.is_finite() { worst.max(gap) } else { f64::INFINITY };
-        }
-    }
-    Ok(worst)
-}
-
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): enough randomness for a shuffle.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A random order in which the units of each part change places (Fisher and Yates).
-    fn shuffle_within(&mut self, parts: &[Vec<usize>]) -> Vec<usize> {
-        let mut order = vec![0; parts.iter().map(Vec::len).sum()];
-        for part in parts {
-            let mut shuffled = part.clone();
-            for i in (1..shuffled.len()).rev() {
-                shuffled.swap(i, self.next() as usize % (i + 1));
-            }
-            for (&unit, &old) in part.iter().zip(&shuffled) {
-                if let Some(slot) = order.get_mut(unit) {
-                    *slot = old;
-                }
-            }
-        }
-        order
-    }
 }

@@ -9,9 +9,10 @@ use pleach_domain::Tensor;
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute};
 use pleach_onnx::{Limits, Model, Shapes, statistics};
-use pleach_prune::coupling::{Coupling, Group, GroupId, Keep, measure_shapes};
+use pleach_prune::coupling::{Coupling, GroupId, Keep, measure_shapes};
+use pleach_prune::proof::{self, Subject};
 use pleach_prune::surgery::{self, SurgeryError};
-use pleach_prune::{fold, proof};
+use pleach_prune::{Silent, fold};
 use proptest::prelude::*;
 
 fn runtime() -> OrtRuntime {
@@ -45,18 +46,8 @@ impl Case {
         self.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
     }
 
-    /// About `percent` of the units of every group, at least one of each part.
     fn keep(&self, percent: usize) -> Keep {
-        let share = |part: Vec<usize>| {
-            let count = (part.len() * percent / 100).max(1);
-            (0..count).map(|i| part[i * part.len() / count]).collect::<Vec<_>>()
-        };
-        let kept = |group: &Group| {
-            let mut kept: Vec<usize> = group.parts().into_iter().flat_map(share).collect();
-            kept.sort_unstable();
-            kept
-        };
-        self.coupling.groups.iter().map(|group| (group.id, kept(group))).collect()
+        proof::random_keep(&self.coupling, percent, 3)
     }
 
     fn prunable(&self) -> f64 {
@@ -67,15 +58,15 @@ impl Case {
     /// Every proof, at three widths.
     fn prove(&self) {
         let (runtime, inputs) = (runtime(), self.inputs());
-        let holds = |what: &str, worst: f64| assert!(worst <= proof::BAR, "{what}: {worst:e}\n{:#?}", self.model.graph().node);
         assert!(proof::identity(&self.model.encode(), &self.coupling, &self.shapes).unwrap());
-        holds("permutation", proof::permutation(&runtime, &self.model, &self.coupling, &inputs, 11).unwrap());
-        holds("optimisation", proof::optimization(&runtime, &self.model, &inputs).unwrap());
-        holds("folding", proof::equality(&runtime, &self.model, &fold::fold(&self.model).unwrap(), &inputs).unwrap());
-        for percent in [25, 50, 75] {
-            let keep = self.keep(percent);
-            holds("mask", proof::mask(&runtime, &self.model, &self.coupling, &self.shapes, &keep, &inputs).unwrap());
-            self.shapes_follow(&keep);
+        let folding = proof::equality(&runtime, &self.model, &fold::fold(&self.model).unwrap(), &inputs).unwrap();
+        assert!(folding <= proof::bar(&self.model), "folding: {folding:e}\n{:#?}", self.model.graph().node);
+        let Self { model, coupling, shapes, .. } = self;
+        let subject = Subject { runtime: &runtime, model, coupling, shapes, inputs: &inputs };
+        let found = proof::prove(&subject, 11, &Silent);
+        assert!(found.is_ok(), "{}\n{:#?}", found.unwrap_err(), self.model.graph().node);
+        for percent in proof::WIDTHS {
+            self.shapes_follow(&self.keep(percent));
         }
     }
 
