@@ -21,14 +21,17 @@ use crate::progress::{Progress, Stage, step};
 use crate::proof;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
-use crate::run::{Batch, Inputs, Overrides, Runner, floats};
-use crate::statistics::{Statistics, collect, divergence};
+use crate::run::{Batch, Inputs, Overrides};
+use crate::statistics::{Statistics, collect};
 use crate::surgery;
+use crate::task::{Emphasis, Task, TaskKind};
 
 /// Shares of a group's width at which its loss is probed.
 const PROBES: [f64; 4] = [0.75, 0.5, 0.25, 0.125];
 /// Most calibration rows held out for divergences, and one in how many.
 const HELD_ROWS: (usize, usize) = (256, 8);
+/// Most bytes of answers to the rows that are held out.
+const HELD_BYTES: usize = 256 << 20;
 /// Rows that proofs are run on.
 const PROOF_ROWS: usize = 4;
 /// Chooses the permutations and cuts that are proved.
@@ -36,11 +39,27 @@ const PROOF_SEED: u64 = 1;
 /// Ridge of the probes' solves, as a share of the mean diagonal.
 const RIDGE: f64 = 1e-3;
 
+/// What a caller may say about an analysis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Rule by which channels are ranked.
+    pub criterion: Criterion,
+    /// What the model is for; found out when it is not said.
+    pub task: Option<TaskKind>,
+}
+
+impl From<Criterion> for Options {
+    fn from(criterion: Criterion) -> Self {
+        Self { criterion, task: None }
+    }
+}
+
 /// Everything that does not depend on the device: the folded graph, its groups, statistics, orders of removal and the
 /// loss of each group at some widths. Made once per model and criterion, kept in memory, shared between runs.
 #[derive(Debug)]
 pub struct Analysis {
     pub(crate) network: Network,
+    pub(crate) task: Task,
     pub(crate) statistics: Statistics,
     pub(crate) criterion: Criterion,
     /// For each group its channels, first to go first.
@@ -64,6 +83,11 @@ impl Analysis {
     /// Name and channels of each coupling group that may be narrowed, in graph order.
     pub fn groups(&self) -> impl Iterator<Item = (&str, usize)> {
         self.network.coupling.groups.iter().map(|g| (g.name.as_str(), g.size))
+    }
+
+    /// What the model is for.
+    pub fn task(&self) -> &Task {
+        &self.task
     }
 
     /// Wall seconds of each stage of the analysis.
@@ -105,22 +129,26 @@ impl Watch {
 pub fn analyse(
     model: &[u8],
     calibration: &Dataset,
-    criterion: Criterion,
+    options: impl Into<Options>,
     runtime: &dyn Runtime,
     progress: &dyn Progress,
 ) -> Result<Analysis, PruneError> {
+    let Options { criterion, task } = options.into();
     let mut watch = Watch(BTreeMap::new());
     let (dense, network) = watch.time(Stage::Load, || load(model, calibration, runtime, progress))?;
+    let task = watch.time(Stage::Load, || Task::find(&network.model, calibration, task, runtime))?;
     watch.time(Stage::Prove, || prove(&dense, &network, calibration, runtime, progress))?;
     let inputs: Inputs<'_> = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
     let rows = calibration.rows();
-    let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, HELD_ROWS.0) };
-    let statistics = watch.time(Stage::Statistics, || collect(&network, &inputs, fit_rows, runtime, progress))?;
+    let held = (HELD_BYTES / (4 * task.width().max(1))).clamp(1, HELD_ROWS.0);
+    let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, held) };
+    let statistics = watch.time(Stage::Statistics, || collect(&network, &task, &inputs, fit_rows, runtime, progress))?;
     let orders = watch.time(Stage::Rank, || rank(&network, &statistics, criterion, progress))?;
     // Folding renames nothing that is multiplied, so the work is that of the folded graph.
     let original_cost = Cost { macs: cost_of(&network.model, &network.shapes, 1).macs, ..cost_of(&dense, &network.shapes, 1) };
     let mut analysis = Analysis {
         network,
+        task,
         statistics,
         criterion,
         orders,
@@ -309,33 +337,26 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
 
 /// The calibration rows that nothing is fitted to (all, when there is but one).
 pub(crate) struct Held<'a> {
+    task: &'a Task,
     inputs: BTreeMap<&'a str, pleach_domain::Tensor>,
-    teacher: Rows,
+    teacher: &'a Rows,
+    emphasis: Emphasis,
 }
 
 impl<'a> Held<'a> {
-    pub(crate) fn new(analysis: &Analysis, data: &'a Dataset) -> Self {
-        let scores = &analysis.statistics.scores;
-        let fit = analysis.statistics.fit_rows;
-        let start = if fit < scores.rows { fit } else { 0 };
-        let inputs = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(start, scores.rows))).collect();
-        Self { inputs, teacher: scores.part(start, scores.rows) }
+    pub(crate) fn new(analysis: &'a Analysis, data: &'a Dataset) -> Self {
+        let Statistics { rows, answers, emphasis, .. } = &analysis.statistics;
+        let start = rows - answers.rows;
+        let inputs = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(start, *rows))).collect();
+        Self { task: &analysis.task, inputs, teacher: answers, emphasis: emphasis.part(start, *rows) }
     }
 
     /// Divergence of a model from the dense one on these rows.
     pub(crate) fn divergence(&self, model: &Model, runtime: &dyn Runtime, stage: Stage) -> Result<f64, PruneError> {
         let inputs = self.inputs.iter().map(|(n, t)| (*n, t)).collect();
-        Ok(divergence(&self.teacher, &scores(model, &inputs, runtime, stage)?))
+        let student = self.task.all_answers(model, &inputs, runtime, stage)?;
+        Ok(self.task.divergence(self.teacher, &student, &self.emphasis))
     }
-}
-
-/// A classifier's output on rows, `[rows, classes]`.
-pub(crate) fn scores(model: &Model, inputs: &Inputs<'_>, runtime: &dyn Runtime, stage: Stage) -> Result<Rows, PruneError> {
-    let batch = Batch::of(model, 64);
-    let outputs = Runner::new(runtime, model, batch.rows, stage)?.run(inputs, batch.fixed)?;
-    let Some(first) = outputs.first() else { return Ok(Rows::default()) };
-    let data = floats(first)?.to_vec();
-    Ok(Rows::new(first.rows(), data.len() / first.rows().max(1), data))
 }
 
 fn interpolate(points: &[(usize, f64)], width: usize) -> f64 {

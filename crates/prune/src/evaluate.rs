@@ -8,7 +8,7 @@ use pleach_domain::runtime::{Runtime, TimedModel};
 use pleach_domain::{DomainError, Tensor};
 use pleach_onnx::{Model, statistics as cost_of};
 
-use crate::analysis::{Analysis, scores};
+use crate::analysis::Analysis;
 use crate::coupling::measure_shapes;
 use crate::error::PruneError;
 use crate::linear::Rows;
@@ -68,7 +68,7 @@ pub(crate) fn judge(
     runtime: &dyn Runtime,
 ) -> Result<Judgement, PruneError> {
     let teacher = dense_scores(analysis, data, runtime)?;
-    let student = scores(variant, &data.inputs, runtime, Stage::Evaluate)?;
+    let student = analysis.task.all_answers(variant, &data.inputs, runtime, Stage::Evaluate)?;
     let known = |rows: &Rows| -> Vec<usize> { classes(rows) };
     let (before, after) = (known(&teacher), known(&student));
     let confusion = |found: &[usize]| confusion(&data.labels, found, teacher.cols);
@@ -102,7 +102,7 @@ fn dense_scores(analysis: &Analysis, data: &Labelled<'_>, runtime: &dyn Runtime)
     if let Some((_, rows)) = kept.as_ref().filter(|(of, _)| *of == data.fingerprint) {
         return Ok(rows.clone());
     }
-    let rows = scores(&analysis.network.model, &data.inputs, runtime, Stage::Evaluate)?;
+    let rows = analysis.task.all_answers(&analysis.network.model, &data.inputs, runtime, Stage::Evaluate)?;
     *kept = Some((data.fingerprint, rows.clone()));
     Ok(rows)
 }

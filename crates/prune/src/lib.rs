@@ -24,11 +24,13 @@ mod run;
 mod solve;
 mod statistics;
 pub mod surgery;
+pub mod task;
 
-pub use analysis::{Analysis, analyse};
+pub use analysis::{Analysis, Options, analyse};
 pub use atlas::{Atlas, AtlasPlan, PlanItem};
 pub use criteria::Criterion;
 pub use error::PruneError;
 pub use pipeline::prune;
 pub use progress::{Progress, Silent, Stage};
 pub use report::{Feasible, FrontPoint, FrozenPart, GroupWidth, Outcome, Report, Shortfall, Target, Worth};
+pub use task::{Task, TaskKind};

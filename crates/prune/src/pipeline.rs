@@ -93,8 +93,8 @@ fn check(
     if target.batch != atlas.batch() {
         return Err(PruneError::Atlas(format!("measured at batch {}: expected {}", atlas.batch(), target.batch)));
     }
-    if calibration.rows() != analysis.statistics.scores.rows {
-        let reason = format!("{} rows: expected the {} that were analysed", calibration.rows(), analysis.statistics.scores.rows);
+    if calibration.rows() != analysis.statistics.rows {
+        let reason = format!("{} rows: expected the {} that were analysed", calibration.rows(), analysis.statistics.rows);
         return Err(PruneError::Data { role: "calibration", source: DomainError::Dataset { array: String::new(), reason } });
     }
     check_data("calibration", &analysis.original, calibration, runtime)?;

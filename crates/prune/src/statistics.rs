@@ -16,6 +16,7 @@ use crate::linear::{Rows, gram};
 use crate::network::{Kind, Layer, Network, Positions, model_error, patches, points};
 use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Inputs, Runner, floats};
+use crate::task::{Emphasis, Task};
 
 /// Fewest and most output positions of a convolution that are looked at in one image.
 const POSITIONS: (usize, usize) = (16, 64);
@@ -44,8 +45,12 @@ pub(crate) struct Statistics {
     pub(crate) fit_rows: usize,
     /// In the order of the network's layers.
     pub(crate) layers: Vec<LayerStatistics>,
-    /// The model's output on every calibration row, `[rows, classes]`.
-    pub(crate) scores: Rows,
+    /// Calibration rows.
+    pub(crate) rows: usize,
+    /// Weights of the places in every calibration row.
+    pub(crate) emphasis: Emphasis,
+    /// The model's answers to the rows that are held out (to all, when there are none), `[rows, width]`.
+    pub(crate) answers: Rows,
 }
 
 /// The Gram sums of one layer while batches flow.
@@ -66,14 +71,14 @@ fn row_bytes(network: &Network) -> usize {
 /// Collects statistics on all rows of `inputs`, the first `fit_rows` of which are fitted to.
 pub(crate) fn collect(
     network: &Network,
+    task: &Task,
     inputs: &Inputs<'_>,
     fit_rows: usize,
     runtime: &dyn Runtime,
     progress: &dyn Progress,
 ) -> Result<Statistics, PruneError> {
-    let score = score_output(network)?;
     let given: Vec<String> = network.model.inputs().into_iter().map(|i| i.name).collect();
-    let mut names: Vec<&str> = network.layers.iter().flat_map(|l| [l.input.as_str(), l.sum.as_str()]).chain([score.as_str()]).collect();
+    let mut names: Vec<&str> = network.layers.iter().flat_map(|l| [l.input.as_str(), l.sum.as_str()]).chain(task.output_names()).collect();
     names.sort_unstable();
     names.dedup();
     names.retain(|n| given.iter().all(|g| g != n));
@@ -85,17 +90,21 @@ pub(crate) fn collect(
 
     let rows = inputs.values().next().map_or(0, |t| t.rows());
     let mut layers: Vec<Collector> = network.layers.iter().enumerate().map(|(i, l)| Collector::new(network, l, i, fit_rows)).collect();
-    let mut scores = Rows::default();
+    let (mut emphasis, mut answers) = (Emphasis::default(), Rows::new(0, task.width(), Vec::new()));
+    let held = if fit_rows < rows { fit_rows } else { 0 };
+    let mut seen = 0;
     runner.for_each(inputs, batch.fixed, |start, outputs| {
         step(progress, Stage::Statistics, start, rows)?;
         let found: BTreeMap<&str, &Tensor> = names.iter().copied().zip(&outputs).collect();
         let end = (start + batch.rows).min(rows);
         let given: BTreeMap<&str, Tensor> = inputs.iter().map(|(n, t)| (*n, t.slice_rows(start, end))).collect();
         let find = |name: &str| found.get(name).copied().or_else(|| given.get(name));
-        let logits = find(&score).map(floats).transpose()?.unwrap_or_default();
-        scores.rows += end - start;
-        scores.cols = logits.len() / (end - start).max(1);
-        scores.data.extend_from_slice(logits);
+        let found = task.answers(end - start, find)?;
+        emphasis.extend(task.emphasis(&given.iter().map(|(n, t)| (*n, t)).collect(), &found));
+        let behind = found.part(held.saturating_sub(start).min(found.rows), found.rows);
+        answers.rows += behind.rows;
+        answers.data.extend(behind.data);
+        seen = end;
         for (collector, layer) in layers.iter_mut().zip(&network.layers) {
             let (Some(input), Some(sum)) = (find(&layer.input), find(&layer.sum)) else { continue };
             collector.add(layer, floats(input)?, floats(sum)?, start, (end - start).min(fit_rows.saturating_sub(start)));
@@ -103,19 +112,7 @@ pub(crate) fn collect(
         Ok(())
     })?;
     let layers = layers.into_iter().map(Collector::finish).collect();
-    Ok(Statistics { fit_rows: fit_rows.min(scores.rows), layers, scores })
-}
-
-/// The one output that a classifier has: `[rows, classes]`.
-pub(crate) fn score_output(network: &Network) -> Result<String, PruneError> {
-    let outputs = network.model.outputs();
-    match outputs.as_slice() {
-        [only] if network.shapes.axes(&only.name).is_some_and(|a| a.len() == 2) => Ok(only.name.clone()),
-        _ => {
-            let got = outputs.iter().map(|o| format!("{} {:?}", o.name, network.shapes.at(&o.name, 1))).collect::<Vec<_>>().join(", ");
-            Err(PruneError::Unsupported { expected: "one output of shape [rows, classes]", got: format!("outputs {got}") })
-        }
-    }
+    Ok(Statistics { fit_rows: fit_rows.min(seen), layers, rows: seen, emphasis, answers })
 }
 
 struct Collector {
@@ -171,28 +168,6 @@ impl Collector {
     }
 }
 
-/// Mean Kullback-Leibler divergence of two classifiers' outputs over rows, in nats. Outputs that are no distributions yet go
-/// through a softmax first.
-pub(crate) fn divergence(teacher: &Rows, student: &Rows) -> f64 {
-    let mut sum = 0.0;
-    let rows = teacher.rows.min(student.rows);
-    for row in 0..rows {
-        let (p, q) = (log_distribution(teacher.row(row)), log_distribution(student.row(row)));
-        sum += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-    }
-    sum / rows.max(1) as f64
-}
-
-fn log_distribution(scores: &[f32]) -> Vec<f64> {
-    let total: f64 = scores.iter().map(|&s| f64::from(s)).sum();
-    if scores.len() > 1 && scores.iter().all(|&s| s >= 0.0) && (total - 1.0).abs() < 1e-3 {
-        return scores.iter().map(|&s| f64::from(s).max(1e-12).ln()).collect();
-    }
-    let top = scores.iter().fold(f64::NEG_INFINITY, |a, &s| a.max(f64::from(s)));
-    let log_sum = scores.iter().map(|&s| (f64::from(s) - top).exp()).sum::<f64>().ln();
-    scores.iter().map(|&s| f64::from(s) - top - log_sum).collect()
-}
-
 /// The class of highest score in each row.
 pub(crate) fn classes(scores: &Rows) -> Vec<usize> {
     let best = |row: &[f32]| row.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0;
@@ -204,21 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn divergence_of_equal_outputs_is_zero_and_grows_with_distance() {
-        let a = Rows::new(2, 2, vec![2.0, 1.0, 0.5, -2.0]);
-        let b = Rows::new(2, 2, vec![1.0, 2.0, 0.5, -2.0]);
-        assert!(divergence(&a, &a).abs() < 1e-12);
-        // p = (e, 1) / (e + 1): KL = p0 - p1 over one of two rows
-        let p = 1f64.exp() / (1.0 + 1f64.exp());
-        assert!((divergence(&a, &b) - (2.0 * p - 1.0) / 2.0).abs() < 1e-7);
-    }
-
-    #[test]
-    fn probabilities_are_not_put_through_a_softmax_again() {
-        let p = Rows::new(1, 2, vec![0.9, 0.1]);
-        let q = Rows::new(1, 2, vec![0.5, 0.5]);
-        let want = 0.9 * (0.9f64 / 0.5).ln() + 0.1 * (0.1f64 / 0.5).ln();
-        assert!((divergence(&p, &q) - want).abs() < 1e-6);
-        assert_eq!(classes(&p), [0]);
+    fn the_class_of_a_row_is_its_highest_score() {
+        assert_eq!(classes(&Rows::new(2, 2, vec![0.9, 0.1, -2.0, -1.0])), [0, 1]);
     }
 }

@@ -92,10 +92,7 @@ pub(crate) enum Mask {
     /// An input `[rows, positions]` that is 0 where nothing is.
     Input(String),
     /// The id at the end of shorter rows of an input `[rows, positions]`.
-    Padding {
-        input: String,
-        id: i64,
-    },
+    Padding { input: String, id: i64 },
 }
 
 /// One output that carries the answer.

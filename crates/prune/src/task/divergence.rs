@@ -80,7 +80,9 @@ impl Task {
         let (mut start, mut all) = (0, 0.0);
         for output in &self.outputs {
             let (len, inner) = (output.len(), output.shape.iter().skip(1).product::<usize>().max(1));
-            let weight = |row: usize, i: usize| f64::from(if output.shape.len() == 2 { emphasis.of(row, [output.shape[0], 1], i / inner) } else { 1.0 });
+            let weight = |row: usize, i: usize| {
+                f64::from(if output.shape.len() == 2 { emphasis.of(row, [output.shape[0], 1], i / inner) } else { 1.0 })
+            };
             let (mut error, mut sum, mut squares, mut count) = (0.0, 0.0, 0.0, 0.0);
             for row in 0..rows {
                 let of = |rows: &'_ Rows| rows.row(row).get(start..start + len).unwrap_or_default().to_vec();

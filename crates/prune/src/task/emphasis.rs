@@ -54,11 +54,6 @@ impl Emphasis {
         }
     }
 
-    /// Whether every place weighs the same.
-    pub(crate) fn is_even(&self) -> bool {
-        self.cells == Cells::Even
-    }
-
     /// Appends the weights of more rows of the same task.
     pub(crate) fn extend(&mut self, more: Self) {
         self.cells = more.cells;
@@ -102,7 +97,7 @@ impl Task {
         let mut map = vec![BACKGROUND; SIDE * SIDE];
         for anchor in 0..anchors {
             let score = (4..4 + classes).fold(0.0f32, |m, row| m.max(at(row, anchor)));
-            if !(score >= FAINT) {
+            if score < FAINT {
                 continue;
             }
             let [x1, y1, x2, y2] = self.boxes.corners([at(0, anchor), at(1, anchor), at(2, anchor), at(3, anchor)]);

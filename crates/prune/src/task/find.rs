@@ -42,7 +42,8 @@ impl Task {
             (TaskKind::Classification | TaskKind::Tagging | TaskKind::LanguageModel | TaskKind::Detection, found) => Vec::from_iter(found),
         };
         let Some(first) = fit.first() else {
-            let shapes: Vec<String> = model.outputs().into_iter().zip(&answers).map(|(o, t)| format!("{} {:?}", o.name, t.shape())).collect();
+            let shapes: Vec<String> =
+                model.outputs().into_iter().zip(&answers).map(|(o, t)| format!("{} {:?}", o.name, t.shape())).collect();
             let got = format!("outputs {}, which do not fit {chosen}", shapes.join(", "));
             return Err(PruneError::Unsupported { expected: expected(chosen), got });
         };
@@ -71,7 +72,8 @@ impl Task {
         if got == "labels" && positions == wanted {
             return Ok(());
         }
-        let reason = format!("of {}: expected what {} is judged by", positions.map_or("one a row".to_owned(), |p| format!("{p} a row")), self.kind);
+        let reason =
+            format!("of {}: expected what {} is judged by", positions.map_or("one a row".to_owned(), |p| format!("{p} a row")), self.kind);
         Err(pleach_domain::DomainError::Dataset { array: got.to_owned(), reason })
     }
 }
@@ -182,7 +184,8 @@ impl<'a> Seen<'a> {
             return true;
         }
         let last = self.shape.last().copied().unwrap_or(1);
-        let sums_to_one = || self.values.chunks(last.max(1)).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-2 && row.iter().all(|&x| x >= 0.0));
+        let sums_to_one =
+            || self.values.chunks(last.max(1)).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-2 && row.iter().all(|&x| x >= 0.0));
         let features = || FEATURES.iter().any(|word| self.name.to_lowercase().contains(word)) || self.has_unit_rows(last);
         match (kind, self.shape) {
             (TaskKind::Classification, _) => sums_to_one() || !features(),
