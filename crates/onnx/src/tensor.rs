@@ -278,7 +278,7 @@ pub(crate) fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: Da
 }
 
 /// An INT64 tensor as `raw_data`.
-pub(crate) fn encode_ints(name: &str, dims: &[usize], values: &[i64]) -> Result<TensorProto, OnnxError> {
+pub fn encode_ints(name: &str, dims: &[usize], values: &[i64]) -> Result<TensorProto, OnnxError> {
     let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     encode_raw(name, dims, values.len(), raw, DataType::Int64)
 }

@@ -11,6 +11,7 @@
 
 mod axes;
 mod groups;
+mod layouts;
 mod rules;
 mod shapes;
 
@@ -150,19 +151,26 @@ pub struct Group {
     pub tensors: Vec<TensorAxis>,
 }
 
-impl Group {
-    /// The units by kind: those of one part lie on the same axes equally often and may change places. A cut must leave a unit on
-    /// every axis, which keeping one of each part ensures. Most groups have one part.
-    pub fn parts(&self) -> Vec<Vec<usize>> {
-        let axes = || self.members.iter().map(|m| &m.units).chain(self.tensors.iter().map(|t| &t.units));
-        let mut parts: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
-        for unit in 0..self.size {
-            parts.entry(axes().map(|units| units.of(unit).len()).collect()).or_default().push(unit);
-        }
-        let mut parts: Vec<Vec<usize>> = parts.into_values().collect();
-        parts.sort();
-        parts
-    }
+/// Where a node keeps a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// An integer attribute, or an element of a list of integers.
+    Attribute(&'static str),
+    /// An element of a constant input.
+    Input(usize),
+}
+
+/// A number that counts the indices of an axis, e.g. a Reshape's target or a depthwise convolution's `group`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) node: NodeId,
+    pub(crate) place: Place,
+    /// Which element, where there are several.
+    pub(crate) index: usize,
+    /// The number in the dense graph.
+    pub(crate) dense: i64,
+    /// Groups that narrow the axis, with the places of their units on it.
+    pub(crate) groups: Vec<(GroupId, Units)>,
 }
 
 /// Channels that are never removed, and why.
@@ -183,10 +191,10 @@ pub struct Coupling {
     pub groups: Vec<Group>,
     /// Channels that may not.
     pub frozen: Vec<Frozen>,
-    /// Depthwise convolutions, whose `group` attribute counts input channels.
-    pub(crate) depthwise: Vec<NodeId>,
-    /// Reshapes with a literal target that follows their output's shape.
-    pub(crate) reshapes: Vec<NodeId>,
+    /// Numbers in the graph that count channels.
+    pub(crate) counts: Vec<Count>,
+    /// Constants whose values are indices of an axis, with the groups that narrow that axis.
+    pub(crate) indices: Vec<(String, GroupId, Units)>,
 }
 
 /// Multiply-accumulates that can shrink, of all.

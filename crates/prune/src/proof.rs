@@ -210,17 +210,12 @@ pub fn equality(runtime: &dyn Runtime, left: &Model, right: &Model, inputs: &Inp
     difference(&run(runtime, left, inputs, Optimization::All)?, &run(runtime, right, inputs, Optimization::All)?)
 }
 
-/// A random cut of every group to about `percent` of its units, at least one of each part (see [`Group::parts`]).
+/// A random cut of every group to about `percent` of its units, at least one.
 pub fn random_keep(coupling: &Coupling, percent: usize, seed: u64) -> Keep {
     let mut random = SplitMix(seed);
     let mut kept = |group: &Group| {
-        let mut kept: Vec<usize> = (group.parts().iter())
-            .flat_map(|part| {
-                let mut shuffled = random.shuffled(part);
-                shuffled.truncate((part.len() * percent / 100).max(1));
-                shuffled
-            })
-            .collect();
+        let mut kept = random.shuffled(group.size);
+        kept.truncate((group.size * percent / 100).max(1));
         kept.sort_unstable();
         kept
     };
@@ -255,7 +250,7 @@ fn permuted(model: &Model, coupling: &Coupling, groups: &[&Group], seed: u64) ->
     let mut permuted = model.clone();
     for group in groups {
         let GroupId(number) = group.id;
-        let order = SplitMix(seed.wrapping_add(number as u64)).within(&group.parts());
+        let order = SplitMix(seed.wrapping_add(number as u64)).shuffled(group.size);
         permuted = surgery::permute(&permuted, coupling, group.id, &order)?;
     }
     Ok(permuted)

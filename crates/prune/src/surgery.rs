@@ -1,16 +1,18 @@
 //! Cuts a graph: removes units, or masks or permutes them to prove that a cut is exact.
 //!
-//! All three change constants, `group` attributes, literal Reshape targets and recorded shapes through one [`Patch`]; nodes,
+//! All three change constants, numbers that count channels and recorded shapes through one [`Patch`]; nodes,
 //! their order and names stay, so a [`NodeId`] means the same node before and after.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use pleach_onnx::builder::attribute;
-use pleach_onnx::tensor::{select, zero};
-use pleach_onnx::{Model, NodeId, OnnxError, Patch, Shapes};
+use pleach_onnx::proto::TensorProto;
+use pleach_onnx::tensor::{encode_ints, select, zero};
+use pleach_onnx::{Model, Node, NodeId, OnnxError, Patch, Shapes};
 use thiserror::Error;
 
-use crate::coupling::{Coupling, Group, GroupId, Keep, complement};
+use crate::coupling::{Coupling, Group, GroupId, Keep, Place, Units, complement};
 
 /// Why a cut was refused.
 #[derive(Debug, Error)]
@@ -55,7 +57,7 @@ pub fn prune(model: &Model, coupling: &Coupling, shapes: &Shapes, keep: &Keep) -
             shorter.entry((&tensor.tensor, tensor.axis)).or_default().extend(tensor.units.indices(units));
         }
     }
-    let mut constants = BTreeMap::new();
+    let mut constants = reindexed(model, coupling, &cut)?;
     for ((name, axis), mut removed) in gone {
         removed.sort_unstable();
         removed.dedup();
@@ -75,13 +77,7 @@ pub fn prune(model: &Model, coupling: &Coupling, shapes: &Shapes, keep: &Keep) -
         let dense = shapes.axes(tensor).and_then(|axes| axes.get(*axis)).ok_or_else(|| SurgeryError::Foreign((*tensor).to_owned()))?;
         patch.set_axis_length(tensor, *axis, dense.at(1).saturating_sub(removed.len()));
     }
-    let removed = |tensor: &str, axis: usize| shorter.get(&(tensor, axis)).map_or(0, Vec::len);
-    for &id in &coupling.depthwise {
-        regroup(&mut patch, model, id, &removed)?;
-    }
-    for &id in &coupling.reshapes {
-        reshape(&mut patch, model, id, &removed)?;
-    }
+    recount(&mut patch, model, coupling, &cut)?;
     Ok(model.apply(&patch)?)
 }
 
@@ -111,7 +107,7 @@ pub fn mask(model: &Model, coupling: &Coupling, keep: &Keep) -> Result<Model, Su
 /// Reorders the units of a group: unit `u` of the result is unit `order[u]` of the model. Outputs stay what they were.
 ///
 /// # Errors
-/// [`SurgeryError::Units`] when `order` is no permutation, or moves a unit to a place that lies on other axes.
+/// [`SurgeryError::Units`] when `order` is no permutation.
 pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize]) -> Result<Model, SurgeryError> {
     let group = coupling.group(id).ok_or(SurgeryError::NoSuchGroup(id.0))?;
     let wrong = |reason: &str| SurgeryError::Units { group: group.name.clone(), size: group.size, reason: reason.to_owned() };
@@ -119,11 +115,6 @@ pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize])
     sorted.sort_unstable();
     if !sorted.iter().copied().eq(0..group.size) {
         return Err(wrong("the order is no permutation"));
-    }
-    let parts = group.parts();
-    let part = |unit: usize| parts.iter().position(|part| part.binary_search(&unit).is_ok());
-    if order.iter().enumerate().any(|(u, &old)| part(u) != part(old)) {
-        return Err(wrong("the order moves a unit to a place that lies on other axes"));
     }
     let mut constants = BTreeMap::new();
     for member in &group.members {
@@ -165,9 +156,6 @@ fn cut_groups<'a>(coupling: &'a Coupling, keep: &Keep) -> Result<Vec<(&'a Group,
         if !kept.is_sorted_by(|a, b| a < b) {
             return Err(wrong("kept units are not sorted, or repeat".to_owned()));
         }
-        if let Some(axis) = emptied(group, kept) {
-            return Err(wrong(format!("nothing would be left of `{axis}`")));
-        }
         let gone = complement(group.size, kept);
         if !gone.is_empty() {
             cut.push((group, gone));
@@ -176,37 +164,91 @@ fn cut_groups<'a>(coupling: &'a Coupling, keep: &Keep) -> Result<Vec<(&'a Group,
     Ok(cut)
 }
 
-/// An axis of the group on which no kept unit lies although it holds some.
-fn emptied<'a>(group: &'a Group, kept: &[usize]) -> Option<&'a str> {
-    let members = group.members.iter().map(|m| (m.constant.as_str(), &m.units));
-    let tensors = group.tensors.iter().map(|t| (t.tensor.as_str(), &t.units));
-    members.chain(tensors).find(|(_, units)| kept.iter().all(|&unit| units.of(unit).is_empty())).map(|(name, _)| name)
+/// Indices that a cut removes from an axis, ascending, from the places of the groups' units on it.
+fn removed_on<'a>(cut: &[(&Group, Vec<usize>)], places: impl Iterator<Item = (GroupId, &'a Units)>) -> Vec<usize> {
+    let mut removed: Vec<usize> = Vec::new();
+    for (id, units) in places {
+        if let Some((_, gone)) = cut.iter().find(|(group, _)| group.id == id) {
+            removed.extend(units.indices(gone));
+        }
+    }
+    removed.sort_unstable();
+    removed.dedup();
+    removed
 }
 
-/// Sets a depthwise convolution's `group` to its input channels.
-fn regroup(patch: &mut Patch, model: &Model, id: NodeId, removed: &impl Fn(&str, usize) -> usize) -> Result<(), SurgeryError> {
-    let node = model.node(id).ok_or(OnnxError::NoSuchNode(id))?;
-    let gone = removed(node.input(0).unwrap_or_default(), 1);
-    if gone > 0 {
-        let channels = node.int("group").unwrap_or(1) - i64::try_from(gone).unwrap_or(0);
-        patch.set_attribute(id, attribute("group", channels));
+/// Lets the numbers that count channels follow.
+fn recount(patch: &mut Patch, model: &Model, coupling: &Coupling, cut: &[(&Group, Vec<usize>)]) -> Result<(), SurgeryError> {
+    let mut lists: BTreeMap<(NodeId, Place), Vec<i64>> = BTreeMap::new();
+    for count in &coupling.counts {
+        let less = removed_on(cut, count.groups.iter().map(|(id, units)| (*id, units))).len();
+        if less == 0 {
+            continue;
+        }
+        let node = model.node(count.node).ok_or(OnnxError::NoSuchNode(count.node))?;
+        let list = match lists.entry((count.node, count.place)) {
+            Entry::Occupied(list) => list.into_mut(),
+            Entry::Vacant(place) => place.insert(numbers(model, node, count.place)?),
+        };
+        if let Some(slot) = list.get_mut(count.index) {
+            *slot = count.dense - i64::try_from(less).unwrap_or(i64::MAX);
+        }
+    }
+    for ((id, place), list) in lists {
+        match place {
+            Place::Attribute(name) => {
+                let scalar = model.node(id).and_then(|node| node.int(name)).and(list.first().copied());
+                patch.set_attribute(id, scalar.map_or_else(|| attribute(name, list.clone()), |value| attribute(name, value)));
+            }
+            Place::Input(slot) => {
+                let input = model.node(id).and_then(|node| node.input(slot)).unwrap_or_default();
+                // It may serve other nodes too: this node gets its own.
+                let name = if model.consumers(input).len() == 1 { input.to_owned() } else { model.free_name(&format!("{input}.{}", id.0)) };
+                patch.set_ints(&name, &[list.len()], &list)?;
+                patch.set_input(id, slot, &name);
+            }
+        }
     }
     Ok(())
 }
 
-/// Rewrites the literal lengths of a Reshape's target; 0 (as the input) and -1 (whatever is left) stay.
-fn reshape(patch: &mut Patch, model: &Model, id: NodeId, removed: &impl Fn(&str, usize) -> usize) -> Result<(), SurgeryError> {
-    let node = model.node(id).ok_or(OnnxError::NoSuchNode(id))?;
-    let (Some(target), Some(output)) = (node.input(1), node.output(0)) else { return Ok(()) };
-    let old = model.ints(target).ok_or_else(|| SurgeryError::Foreign(target.to_owned()))?;
-    let less =
-        |(axis, &length): (usize, &i64)| if length > 0 { length - i64::try_from(removed(output, axis)).unwrap_or(0) } else { length };
-    let new: Vec<i64> = old.iter().enumerate().map(less).collect();
-    if new != old {
-        // The target may serve other nodes too: this node gets its own.
-        let name = if model.consumers(target).len() == 1 { target.to_owned() } else { model.free_name(&format!("{output}.shape")) };
-        patch.set_ints(&name, &[new.len()], &new)?;
-        patch.set_input(id, 1, &name);
+/// The integers that stand at a place, one for a single number.
+fn numbers(model: &Model, node: Node<'_>, place: Place) -> Result<Vec<i64>, SurgeryError> {
+    match place {
+        Place::Attribute(name) => Ok(node.int(name).map_or_else(|| node.ints(name).unwrap_or_default().to_vec(), |value| vec![value])),
+        Place::Input(slot) => {
+            let name = node.input(slot).unwrap_or_default();
+            model.ints(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))
+        }
     }
-    Ok(())
+}
+
+/// Constants whose values are indices, by name, with the indices counted anew.
+fn reindexed<'a>(
+    model: &Model,
+    coupling: &'a Coupling,
+    cut: &[(&Group, Vec<usize>)],
+) -> Result<BTreeMap<&'a str, TensorProto>, SurgeryError> {
+    let mut places: BTreeMap<&str, Vec<(GroupId, &Units)>> = BTreeMap::new();
+    for (name, id, units) in &coupling.indices {
+        places.entry(name).or_default().push((*id, units));
+    }
+    let mut constants = BTreeMap::new();
+    for (name, groups) in places {
+        let removed = removed_on(cut, groups.into_iter());
+        if !removed.is_empty() {
+            let tensor = model.constant_tensor(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))?;
+            constants.insert(name, reindex(model, &tensor, &removed)?);
+        }
+    }
+    Ok(constants)
+}
+
+/// A list of indices after the removal of some (ascending) of the axis they count.
+fn reindex(model: &Model, tensor: &TensorProto, removed: &[usize]) -> Result<TensorProto, SurgeryError> {
+    let foreign = || SurgeryError::Foreign(tensor.name().to_owned());
+    let below = |index: i64| index - i64::try_from(removed.partition_point(|&r| (r as i64) < index)).unwrap_or(0);
+    let indices: Vec<i64> = model.ints(tensor.name()).ok_or_else(foreign)?.into_iter().map(below).collect();
+    let dims: Vec<usize> = tensor.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
+    Ok(encode_ints(tensor.name(), &dims, &indices)?)
 }

@@ -1,194 +1,241 @@
 //! From atoms and classes to groups, members and reasons.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use pleach_onnx::NodeId;
 
-use super::axes::{AtomId, Axis};
+use super::axes::{AtomId, Atoms, Axis};
 use super::rules::{SPATIAL, Trace};
-use super::{Consumer, Coupling, Frozen, Group, GroupId, Member, Producer, TensorAxis, Units};
+use super::{Consumer, Count, Coupling, Frozen, Group, GroupId, Member, Producer, TensorAxis, Units};
 
 /// Most reasons told for one frozen part.
 const MAX_REASONS: usize = 3;
 
-/// A connected set of atoms.
-#[derive(Default)]
-struct Component {
-    atoms: Vec<AtomId>,
-    /// Unit of each class, numbered in the order of atoms.
-    units: HashMap<usize, usize>,
+/// Classes that lie on the same atoms equally often, so that they may change places.
+struct Part {
+    /// Classes, which are its units, in the order of atoms.
+    size: usize,
+    reason: Option<String>,
+}
+
+/// Where each class belongs.
+struct Parts {
+    parts: Vec<Part>,
+    /// Part and unit of each class.
+    places: HashMap<usize, (usize, usize)>,
 }
 
 /// Builds the result of a walk.
 pub(super) fn collect(trace: Trace<'_>) -> Coupling {
-    let components = components(&trace);
-    let of_atom: HashMap<AtomId, usize> = components.iter().enumerate().flat_map(|(i, c)| c.atoms.iter().map(move |&a| (a, i))).collect();
-    let touching = |axis: &Axis| -> BTreeSet<usize> { axis.atoms().filter_map(|a| of_atom.get(&a).copied()).collect() };
-    let mut members: BTreeMap<usize, Vec<(String, usize, Axis)>> = BTreeMap::new();
+    let parts = Parts::of(&trace.atoms);
+    let mut members: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
     let mut constants: Vec<(&String, &Vec<Option<Axis>>)> = trace.constants.iter().collect();
     constants.sort_by_key(|(name, _)| *name);
     for (name, axes) in constants {
-        for (axis, bound) in axes.iter().enumerate() {
-            for component in bound.iter().flat_map(&touching) {
-                members.entry(component).or_default().push((name.clone(), axis, bound.clone().unwrap_or_default()));
+        for (axis, bound) in axes.iter().enumerate().filter_map(|(i, bound)| Some((i, bound.as_ref()?))) {
+            for (part, units) in parts.on(&trace.atoms, bound) {
+                members.entry(part).or_default().push(Member { constant: name.clone(), axis, units });
             }
         }
     }
-    let mut first: HashMap<usize, NodeId> = HashMap::new();
+    let mut producers: BTreeMap<usize, Vec<Producer>> = BTreeMap::new();
+    let output = |id: NodeId| trace.model.node(id).and_then(|n| n.output(0)).unwrap_or_default().to_owned();
     for made in &trace.made {
-        for component in touching(&made.axis) {
-            first.entry(component).or_insert(made.node);
+        for (part, units) in parts.on(&trace.atoms, &made.axis) {
+            let (weight, bias, output) = (made.weight.clone(), made.bias.clone(), output(made.node));
+            producers.entry(part).or_default().push(Producer { node: made.node, weight, axis: made.weight_axis, bias, output, units });
         }
     }
-    let weights: HashSet<&str> = trace.made.iter().map(|m| m.weight.as_str()).collect();
+    let first = |part: usize| producers.get(&part).and_then(|made| made.first()).map(|made| made.node);
     let mut order: Vec<usize> = members.keys().copied().collect();
-    order.sort_by_key(|c| (first.get(c).copied().unwrap_or(NodeId(usize::MAX)), *c));
-    let mut coupling =
-        Coupling { depthwise: trace.depthwise.iter().map(|d| d.0).collect(), reshapes: trace.reshapes.clone(), ..Coupling::default() };
+    order.sort_by_key(|&part| (first(part).unwrap_or(NodeId(usize::MAX)), part));
+    let weights: std::collections::HashSet<&str> = trace.made.iter().map(|m| m.weight.as_str()).collect();
+    let mut coupling = Coupling::default();
+    let mut ids: HashMap<usize, GroupId> = HashMap::new();
     for index in order {
-        let (Some(component), Some(members)) = (components.get(index), members.get(&index)) else { continue };
-        let name = match first.get(&index).and_then(|&id| trace.model.node(id)) {
+        let (Some(part), Some(members)) = (parts.parts.get(index), members.remove(&index)) else { continue };
+        let name = match first(index).and_then(|id| trace.model.node(id)) {
             Some(node) => node.label(),
-            None => members.first().map(|m| m.0.clone()).unwrap_or_default(),
+            None => members.first().map(|m| m.constant.clone()).unwrap_or_default(),
         };
-        match reason(&trace, component, first.contains_key(&index)) {
-            Some(reason) => {
-                if reason == SPATIAL || !members.iter().any(|(name, ..)| weights.contains(name.as_str())) {
-                    continue; // no channels: nothing anyone would ask to prune
-                }
-                let members = members.iter().map(|(name, axis, _)| (name.clone(), *axis)).collect();
-                coupling.frozen.push(Frozen { name, reason, members });
+        let alone = || {
+            let why = if first(index).is_none() { "no layer makes it" } else { "it has a single channel" };
+            (first(index).is_none() || part.size < 2).then(|| why.to_owned())
+        };
+        if let Some(reason) = part.reason.clone().or_else(alone) {
+            if reason != SPATIAL && members.iter().any(|m| weights.contains(m.constant.as_str())) {
+                tell(&mut coupling.frozen, name, reason, &members);
             }
-            None => {
-                let id = GroupId(coupling.groups.len());
-                coupling.groups.push(group(&trace, component, id, name, members));
-            }
+            continue;
         }
+        let id = GroupId(coupling.groups.len());
+        ids.insert(index, id);
+        coupling.groups.push(Group {
+            id,
+            name,
+            size: part.size,
+            members,
+            producers: producers.get(&index).cloned().unwrap_or_default(),
+            consumers: vec![],
+            depthwise: vec![],
+            tensors: vec![],
+        });
     }
+    tell_opaque(&trace, &mut coupling.frozen);
+    fill(&trace, &parts, &ids, &mut coupling);
     coupling
 }
 
-/// Atoms connected through shared classes, with their units numbered.
-fn components(trace: &Trace<'_>) -> Vec<Component> {
-    let mut owner: HashMap<usize, usize> = HashMap::new(); // class to set
-    let mut sets: Vec<usize> = Vec::new(); // parent of each set
-    fn find(sets: &[usize], mut set: usize) -> usize {
-        while let Some(&parent) = sets.get(set).filter(|&&p| p != set) {
-            set = parent;
-        }
-        set
-    }
-    let atoms: Vec<AtomId> = trace.atoms.ids().collect();
-    for (i, &atom) in atoms.iter().enumerate() {
-        sets.push(i);
-        for index in 0..trace.atoms.length(atom) {
-            let other = *owner.entry(trace.atoms.class(atom, index)).or_insert(i);
-            let (a, b) = (find(&sets, i), find(&sets, other));
-            if let Some(parent) = sets.get_mut(a.max(b)) {
-                *parent = a.min(b);
+/// Adds the axes of weights that meet an axis which is never cut, such as a graph input's.
+fn tell_opaque(trace: &Trace<'_>, frozen: &mut Vec<Frozen>) {
+    let mut weights: Vec<&str> = trace.summed.iter().map(|s| s.weight.as_str()).collect();
+    weights.sort_unstable();
+    weights.dedup();
+    for weight in weights {
+        for (axis, bound) in trace.constants.get(weight).into_iter().flatten().enumerate() {
+            let opaque = bound.iter().flat_map(Axis::atoms).find_map(|atom| trace.atoms.opaque(atom));
+            let Some(reason) = opaque.map(|reasons| reasons.collect::<Vec<_>>().join("; ")).filter(|r| r != SPATIAL) else { continue };
+            match frozen.iter_mut().find(|f| f.reason == reason && f.members.iter().any(|(name, _)| name == weight)) {
+                Some(known) => known.members.push((weight.to_owned(), axis)),
+                None => frozen.push(Frozen { name: weight.to_owned(), reason, members: vec![(weight.to_owned(), axis)] }),
             }
         }
     }
-    let mut components: BTreeMap<usize, Component> = BTreeMap::new();
-    for (i, &atom) in atoms.iter().enumerate() {
-        let component = components.entry(find(&sets, i)).or_default();
-        component.atoms.push(atom);
-        for index in 0..trace.atoms.length(atom) {
-            let next = component.units.len();
-            component.units.entry(trace.atoms.class(atom, index)).or_insert(next);
-        }
-    }
-    components.into_values().collect()
 }
 
-/// Why a component is frozen, if it is.
-fn reason(trace: &Trace<'_>, component: &Component, has_producer: bool) -> Option<String> {
-    let mut reasons: Vec<&str> = Vec::new();
-    for reason in component.atoms.iter().flat_map(|&atom| trace.atoms.reasons(atom)) {
-        if !reasons.contains(&reason) && reasons.len() < MAX_REASONS {
-            reasons.push(reason);
+/// Adds a frozen part, or its members to one of the same name and reason.
+fn tell(frozen: &mut Vec<Frozen>, name: String, reason: String, members: &[Member]) {
+    let places = members.iter().map(|m| (m.constant.clone(), m.axis));
+    match frozen.iter_mut().find(|f| f.name == name && f.reason == reason) {
+        Some(known) => {
+            let new: Vec<_> = places.filter(|place| !known.members.contains(place)).collect();
+            known.members.extend(new);
         }
+        None => frozen.push(Frozen { name, reason, members: places.collect() }),
     }
-    if !reasons.is_empty() {
-        return Some(reasons.join("; "));
-    }
-    if !has_producer {
-        return Some("no layer makes it".to_owned());
-    }
-    (component.units.len() < 2).then(|| "it has a single channel".to_owned())
 }
 
-fn group(trace: &Trace<'_>, component: &Component, id: GroupId, name: String, members: &[(String, usize, Axis)]) -> Group {
-    let units = |axis: &Axis| units(trace, component, axis);
-    let members = members.iter().map(|(name, axis, bound)| Member {
-        constant: name.clone(),
-        axis: *axis,
-        units: units(bound).unwrap_or(Units(vec![])),
-    });
+/// Gives the groups all that lies on their units but for constants and producers.
+fn fill(trace: &Trace<'_>, parts: &Parts, ids: &HashMap<usize, GroupId>, coupling: &mut Coupling) {
+    let on = |axis: &Axis| -> Vec<(GroupId, Units)> {
+        parts.on(&trace.atoms, axis).into_iter().filter_map(|(part, units)| Some((*ids.get(&part)?, units))).collect()
+    };
     let output = |id: NodeId| trace.model.node(id).and_then(|n| n.output(0)).unwrap_or_default().to_owned();
-    let producers = trace.made.iter().filter_map(|made| {
-        let (weight, bias) = (made.weight.clone(), made.bias.clone());
-        Some(Producer { node: made.node, weight, axis: made.weight_axis, bias, output: output(made.node), units: units(&made.axis)? })
-    });
-    let consumers = trace.summed.iter().filter_map(|summed| {
-        Some(Consumer {
-            node: summed.node,
-            weight: summed.weight.clone(),
-            axis: summed.weight_axis,
-            input: summed.input.clone(),
-            input_axis: summed.input_axis,
-            bias: summed.bias.clone(),
-            output: output(summed.node),
-            units: units(&summed.axis)?,
-        })
-    });
-    let mut names: Vec<&String> = trace.tensors.keys().collect();
-    names.sort();
-    let tensors = names
-        .into_iter()
-        .flat_map(|name| trace.tensors.get(name).into_iter().flatten().enumerate().map(move |(axis, own)| (name, axis, own)));
-    Group {
-        id,
-        name,
-        size: component.units.len(),
-        members: members.collect(),
-        producers: producers.collect(),
-        consumers: consumers.collect(),
-        depthwise: trace.depthwise.iter().filter(|(_, axis)| units(axis).is_some()).map(|d| d.0).collect(),
-        tensors: tensors.filter_map(|(name, axis, own)| Some(TensorAxis { tensor: name.clone(), axis, units: units(own)? })).collect(),
+    for summed in &trace.summed {
+        for (id, units) in on(&summed.axis) {
+            let Some(group) = coupling.groups.get_mut(id.0) else { continue };
+            group.consumers.push(Consumer {
+                node: summed.node,
+                weight: summed.weight.clone(),
+                axis: summed.weight_axis,
+                input: summed.input.clone(),
+                input_axis: summed.input_axis,
+                bias: summed.bias.clone(),
+                output: output(summed.node),
+                units,
+            });
+        }
+    }
+    for (node, axis) in &trace.depthwise {
+        for (id, _) in on(axis) {
+            let Some(group) = coupling.groups.get_mut(id.0) else { continue };
+            group.depthwise.push(*node);
+        }
+    }
+    let mut names: Vec<(&String, &Vec<Axis>)> = trace.tensors.iter().collect();
+    names.sort_by_key(|(name, _)| *name);
+    for (name, axes) in names {
+        for (axis, own) in axes.iter().enumerate() {
+            for (id, units) in on(own) {
+                let Some(group) = coupling.groups.get_mut(id.0) else { continue };
+                group.tensors.push(TensorAxis { tensor: name.clone(), axis, units });
+            }
+        }
+    }
+    for counted in &trace.counts {
+        let groups = on(&counted.axis);
+        if !groups.is_empty() {
+            coupling.counts.push(Count { node: counted.node, place: counted.place, index: counted.index, dense: counted.dense, groups });
+        }
+    }
+    for (constant, axis) in &trace.indices {
+        coupling.indices.extend(on(axis).into_iter().map(|(id, units)| (constant.clone(), id, units)));
     }
 }
 
-/// Where a component's units lie on an axis; `None` when they do not.
-fn units(trace: &Trace<'_>, component: &Component, axis: &Axis) -> Option<Units> {
-    let mut units: Vec<Vec<usize>> = Vec::new();
-    let mut offset = 0;
-    for piece in &axis.0 {
-        let length = trace.atoms.piece_length(piece);
-        let mut inner = length;
-        for &atom in piece {
-            let own = trace.atoms.length(atom).max(1);
-            inner /= own;
-            let class = trace.atoms.class(atom, 0);
-            if !component.units.contains_key(&class) {
-                continue;
-            }
-            units.resize(component.units.len(), Vec::new());
-            for outer in (0..length).step_by(own * inner.max(1)) {
-                for index in 0..own {
-                    let unit = component.units.get(&trace.atoms.class(atom, index)).and_then(|&u| units.get_mut(u));
-                    if let Some(unit) = unit {
-                        let start = offset + outer + index * inner;
-                        unit.extend(start..start + inner);
-                    }
+impl Parts {
+    fn of(atoms: &Atoms) -> Self {
+        // How often each class stands in each atom, and the classes in the order of atoms.
+        let mut signatures: HashMap<usize, Vec<(AtomId, usize)>> = HashMap::new();
+        let mut order: Vec<usize> = Vec::new();
+        for id in atoms.ids() {
+            for &node in atoms.nodes(id).unwrap_or_default() {
+                let class = atoms.class(node);
+                let signature = signatures.entry(class).or_insert_with(|| {
+                    order.push(class);
+                    vec![]
+                });
+                match signature.last_mut().filter(|(last, _)| *last == id) {
+                    Some((_, count)) => *count += 1,
+                    None => signature.push((id, 1)),
                 }
             }
         }
-        offset += length;
+        let mut reasons: HashMap<usize, Vec<&str>> = HashMap::new();
+        for (node, own) in atoms.reasons() {
+            let told = reasons.entry(atoms.class(node)).or_default();
+            for reason in own {
+                if told.len() < MAX_REASONS && !told.contains(&reason) {
+                    told.push(reason);
+                }
+            }
+        }
+        let mut numbers: HashMap<(&[(AtomId, usize)], Option<&[&str]>), usize> = HashMap::new();
+        let (mut parts, mut places): (Vec<Part>, _) = (vec![], HashMap::new());
+        for class in &order {
+            let Some(signature) = signatures.get(class) else { continue };
+            let why = reasons.get(class).map(Vec::as_slice);
+            let number = *numbers.entry((signature, why)).or_insert_with(|| {
+                parts.push(Part { size: 0, reason: why.map(|r| r.join("; ")) });
+                parts.len() - 1
+            });
+            let Some(part) = parts.get_mut(number) else { continue };
+            places.insert(*class, (number, part.size));
+            part.size += 1;
+        }
+        Self { parts, places }
     }
-    for indices in &mut units {
-        indices.sort_unstable();
-        indices.dedup();
+
+    /// The parts on an axis, with the places of their units.
+    fn on(&self, atoms: &Atoms, axis: &Axis) -> BTreeMap<usize, Units> {
+        let mut found: BTreeMap<usize, Vec<Vec<usize>>> = BTreeMap::new();
+        let mut offset = 0;
+        for piece in &axis.0 {
+            let length = atoms.piece_length(piece);
+            let mut inner = length;
+            for &id in piece {
+                let own = atoms.length(id).max(1);
+                inner /= own;
+                for (index, &node) in atoms.nodes(id).unwrap_or_default().iter().enumerate() {
+                    let Some(&(part, unit)) = self.places.get(&atoms.class(node)) else { continue };
+                    let size = self.parts.get(part).map_or(0, |p| p.size);
+                    let units = found.entry(part).or_insert_with(|| vec![vec![]; size]);
+                    let Some(indices) = units.get_mut(unit) else { continue };
+                    for outer in (0..length).step_by(own * inner.max(1)) {
+                        let start = offset + outer + index * inner;
+                        indices.extend(start..start + inner);
+                    }
+                }
+            }
+            offset += length;
+        }
+        let sorted = |mut units: Vec<Vec<usize>>| {
+            for indices in &mut units {
+                indices.sort_unstable();
+                indices.dedup();
+            }
+            Units(units)
+        };
+        found.into_iter().map(|(part, units)| (part, sorted(units))).collect()
     }
-    (!units.is_empty()).then_some(Units(units))
 }

@@ -11,7 +11,9 @@ use std::collections::HashMap;
 
 use pleach_onnx::{Model, Node, NodeId, Shapes};
 
-use super::axes::{Atoms, Axis, Layouts};
+use super::Place;
+use super::axes::{Atoms, Axis};
+use super::layouts::Layouts;
 use elementwise::{BROADCAST, UNARY};
 use reduction::{POOLS, REDUCTIONS};
 
@@ -44,6 +46,16 @@ pub(super) struct Summed {
     pub(super) axis: Axis,
 }
 
+/// A number that counts the indices of an axis.
+pub(super) struct Counted {
+    pub(super) node: NodeId,
+    pub(super) place: Place,
+    /// Which element, where there are several.
+    pub(super) index: usize,
+    pub(super) dense: i64,
+    pub(super) axis: Axis,
+}
+
 /// What a walk over the graph found.
 pub(super) struct Trace<'a> {
     pub(super) model: &'a Model,
@@ -56,7 +68,9 @@ pub(super) struct Trace<'a> {
     pub(super) made: Vec<Made>,
     pub(super) summed: Vec<Summed>,
     pub(super) depthwise: Vec<(NodeId, Axis)>,
-    pub(super) reshapes: Vec<NodeId>,
+    pub(super) counts: Vec<Counted>,
+    /// Constants whose values are indices of an axis.
+    pub(super) indices: Vec<(String, Axis)>,
 }
 
 impl<'a> Trace<'a> {
@@ -80,7 +94,8 @@ impl<'a> Trace<'a> {
             made: Vec::new(),
             summed: Vec::new(),
             depthwise: Vec::new(),
-            reshapes: Vec::new(),
+            counts: Vec::new(),
+            indices: Vec::new(),
         };
         for input in model.inputs() {
             let axes = trace.new_axes(&input.name, &format!("graph input `{}`", input.name));
@@ -120,10 +135,9 @@ impl<'a> Trace<'a> {
             "Concat" => self.concat(node),
             "Flatten" | "Squeeze" | "Unsqueeze" => self.reshape(node),
             "Reshape" => {
-                self.model.ints(node.input(1)?)?;
+                let target = self.model.ints(node.input(1)?)?;
                 self.reshape(node)?;
-                self.reshapes.push(node.id);
-                Some(())
+                self.count_lengths(node, Place::Input(1), &target)
             }
             "Transpose" => self.transpose(node),
             op if REDUCTIONS.contains(&op) => self.reduce(node),
@@ -163,6 +177,15 @@ impl<'a> Trace<'a> {
             return None;
         }
         self.tensors.insert(name.to_owned(), axes);
+        Some(())
+    }
+
+    /// Lets literal lengths follow the axes of a node's output; 0 and -1 follow by themselves.
+    fn count_lengths(&mut self, node: Node<'a>, place: Place, lengths: &[i64]) -> Option<()> {
+        let axes = self.tensors.get(node.output(0)?)?.clone();
+        for (index, (&dense, axis)) in lengths.iter().zip(axes).enumerate().filter(|(_, (length, _))| **length > 0) {
+            self.counts.push(Counted { node: node.id, place, index, dense, axis });
+        }
         Some(())
     }
 

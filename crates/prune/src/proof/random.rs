@@ -12,25 +12,12 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// The values in a random order (Fisher and Yates).
-    pub(super) fn shuffled(&mut self, values: &[usize]) -> Vec<usize> {
-        let mut shuffled = values.to_vec();
-        for i in (1..shuffled.len()).rev() {
+    /// The units `0..size` in a random order (Fisher and Yates).
+    pub(super) fn shuffled(&mut self, size: usize) -> Vec<usize> {
+        let mut shuffled: Vec<usize> = (0..size).collect();
+        for i in (1..size).rev() {
             shuffled.swap(i, (self.next() % (i as u64 + 1)) as usize);
         }
         shuffled
-    }
-
-    /// A random order of all units, in which those of each part change places.
-    pub(super) fn within(&mut self, parts: &[Vec<usize>]) -> Vec<usize> {
-        let mut order = vec![0; parts.iter().map(Vec::len).sum()];
-        for part in parts {
-            for (&unit, old) in part.iter().zip(self.shuffled(part)) {
-                if let Some(slot) = order.get_mut(unit) {
-                    *slot = old;
-                }
-            }
-        }
-        order
     }
 }

@@ -2,7 +2,7 @@
 
 use pleach_onnx::Node;
 
-use super::{Axis, Made, Summed, Trace};
+use super::{Axis, Counted, Made, Place, Summed, Trace};
 
 impl<'a> Trace<'a> {
     pub(super) fn conv(&mut self, node: Node<'a>) -> Option<()> {
@@ -20,6 +20,8 @@ impl<'a> Trace<'a> {
             if let Some(bias) = node.input(2) {
                 self.bind_or_unify(bias, 0, &out, node)?;
             }
+            let dense = i64::try_from(groups).ok()?;
+            self.counts.push(Counted { node: node.id, place: Place::Attribute("group"), index: 0, dense, axis: channels.clone() });
             self.depthwise.push((node.id, channels));
             out
         } else {
