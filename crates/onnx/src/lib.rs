@@ -22,7 +22,7 @@ pub use error::OnnxError;
 pub use model::{Dim, Model, Node, NodeId, Use, ValueInfo};
 pub use patch::Patch;
 pub use shapes::{AxisLength, ShapeProbe, Shapes};
-pub use stats::{Statistics, node_macs, statistics};
+pub use stats::{Statistics, activation_bytes, node_macs, statistics};
 pub use tensor::{Constant, ConstantData};
 pub use validate::Limits;
 
