@@ -1,13 +1,19 @@
-//! Quality of classifiers: confusion counts that merge, the figures that follow from them, and their confidence bounds.
+//! Quality of models: confusion counts that merge, entities, detections, and how sure a difference between two models is.
+
+mod detection;
+mod entities;
+mod loss;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::DomainError;
 
+pub use detection::{Detection, DetectionTally, MeanPrecision, suppress};
+pub use entities::{Entity, EntityCounts, entities, follows_bio};
+pub use loss::{Lost, bootstrap_deviation, wilson_95};
+
 /// Most classes a confusion matrix may have.
 pub const MAX_CLASSES: usize = 1024;
-/// Two-sided 95 % quantile of the normal distribution.
-const Z95: f64 = 1.959_963_984_540_054;
 
 /// Counts by true and predicted class; merging two is exact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +150,17 @@ impl Confusion {
         mean(self.tallies().filter(|t| t.actual > 0).map(|t| 2.0 * t.hit as f64 / (t.actual + t.predicted) as f64))
     }
 
+    /// Recall, precision and F1 of each class.
+    pub fn classes_figures(&self) -> Vec<ClassFigures> {
+        let figures = |t: Tally| ClassFigures {
+            rows: t.actual,
+            recall: (t.actual > 0).then(|| ratio(t.hit, t.actual)),
+            precision: (t.predicted > 0).then(|| ratio(t.hit, t.predicted)),
+            f1: (t.actual > 0).then(|| 2.0 * t.hit as f64 / (t.actual + t.predicted) as f64),
+        };
+        self.tallies().map(figures).collect()
+    }
+
     /// F1 over all predictions together, which for one class a row is the accuracy.
     pub fn micro_f1(&self) -> f64 {
         self.accuracy()
@@ -156,6 +173,19 @@ impl Confusion {
             predicted: self.counts.iter().skip(class).step_by(self.classes).sum(),
         })
     }
+}
+
+/// How well one class is told from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassFigures {
+    /// Rows of the class.
+    pub rows: u64,
+    /// Share of them that was found, 0..=1; none without rows.
+    pub recall: Option<f64>,
+    /// Share of the predictions of this class that were right, 0..=1; none without predictions.
+    pub precision: Option<f64>,
+    /// Harmonic mean of the two, 0..=1; none without rows.
+    pub f1: Option<f64>,
 }
 
 struct Tally {
@@ -179,44 +209,6 @@ pub fn agreement(a: &[usize], b: &[usize]) -> f64 {
     ratio(same as u64, a.len().min(b.len()) as u64)
 }
 
-/// The 95 % confidence interval of a proportion, 0..=1 for no trials. Source: Wilson 1927, score interval.
-pub fn wilson_95(hits: u64, trials: u64) -> (f64, f64) {
-    if trials == 0 {
-        return (0.0, 1.0);
-    }
-    let (n, p) = (trials as f64, ratio(hits, trials));
-    let (z2, center) = (Z95 * Z95, p + Z95 * Z95 / (2.0 * n));
-    let half = Z95 * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
-    (((center - half) / (1.0 + z2 / n)).max(0.0), ((center + half) / (1.0 + z2 / n)).min(1.0))
-}
-
-/// Accuracy lost from one classifier to another on the same rows: the estimate and its 95 % confidence interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AccuracyLost {
-    /// Share lost; negative when it gained.
-    pub estimate: f64,
-    /// Lower bound.
-    pub lower: f64,
-    /// Upper bound.
-    pub upper: f64,
-}
-
-impl AccuracyLost {
-    /// Compares rows pairwise: `lost` rows only the first classifier had right, `gained` rows only the second.
-    ///
-    /// Source: Tango 1998, in Agresti and Min's 2005 form (half a pseudo-row in each of the four cells); no trials give -1..=1.
-    pub fn paired(lost: u64, gained: u64, trials: u64) -> Self {
-        if trials == 0 {
-            return Self { estimate: 0.0, lower: -1.0, upper: 1.0 };
-        }
-        let estimate = (lost as f64 - gained as f64) / trials as f64;
-        let (n, b, c) = (trials as f64 + 2.0, lost as f64 + 0.5, gained as f64 + 0.5);
-        let center = (b - c) / n;
-        let half = Z95 * ((b + c) / n - center * center).max(0.0).sqrt() / n.sqrt();
-        Self { estimate, lower: (center - half).max(-1.0), upper: (center + half).min(1.0) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +226,10 @@ mod tests {
         close(c.macro_f1(), (2.0 * 2.0 / 5.0 + 2.0 * 2.0 / 5.0) / 2.0);
         close(c.micro_f1(), 0.8);
         assert_eq!(c.recalls()[2], None);
+        let figures = c.classes_figures();
+        close(figures[1].precision.unwrap(), 2.0 / 3.0);
+        close(figures[1].f1.unwrap(), 0.8);
+        assert_eq!((figures[0].rows, figures[2].f1, figures[2].precision), (3, None, None));
     }
 
     #[test]
@@ -251,21 +247,5 @@ mod tests {
         assert!(Confusion::new(2).unwrap().record(0, 2).is_err());
         assert!(serde_json::from_str::<Confusion>(r#"{"classes":2,"counts":[1,2,3]}"#).is_err());
         assert!(serde_json::from_str::<Confusion>(r#"{"classes":1,"counts":[7]}"#).is_ok());
-    }
-
-    #[test]
-    fn wilson_interval_matches_published_values() {
-        let (low, high) = wilson_95(15, 148); // Newcombe 1998, table I: 0.0624 to 0.1605
-        assert!((low - 0.0624).abs() < 1e-4 && (high - 0.1605).abs() < 1e-4, "{low} {high}");
-        let (low, high) = wilson_95(0, 20); // 0 to 0.1611
-        assert!(low < 1e-12 && (high - 0.1611).abs() < 1e-4, "{low} {high}");
-    }
-
-    #[test]
-    fn paired_bound_shrinks_with_rows_and_holds_the_estimate() {
-        let (few, many) = (AccuracyLost::paired(3, 1, 100), AccuracyLost::paired(60, 20, 2_000));
-        assert!(few.lower < few.estimate && few.estimate < few.upper);
-        assert!(many.upper - many.lower < few.upper - few.lower);
-        assert!(AccuracyLost::paired(0, 0, 50).upper > 0.0);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pleach_domain::dataset::Dataset;
-use pleach_domain::metrics::{AccuracyLost, Confusion, agreement};
+use pleach_domain::metrics::{Lost, Confusion, agreement};
 use pleach_domain::runtime::{Runtime, TimedModel};
 use pleach_domain::{DomainError, Tensor};
 use pleach_onnx::{Model, statistics as cost_of};
@@ -25,7 +25,7 @@ const TIMING: Duration = Duration::from_millis(250);
 pub(crate) struct Judgement {
     pub(crate) dense: Worth,
     pub(crate) pruned: Worth,
-    pub(crate) lost: AccuracyLost,
+    pub(crate) lost: Lost,
     pub(crate) agreement: f64,
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn judge(
     let right = |found: &[usize], row: usize| i64::try_from(found[row]).is_ok_and(|f| f == data.labels[row]);
     let rows: Vec<usize> = (0..before.len().min(after.len())).filter(|&r| data.labels.get(r).is_some_and(|&l| l >= 0)).collect();
     let count = |from: &[usize], to: &[usize]| rows.iter().filter(|&&r| right(from, r) && !right(to, r)).count() as u64;
-    let lost = AccuracyLost::paired(count(&before, &after), count(&after, &before), rows.len() as u64);
+    let lost = Lost::paired(count(&before, &after), count(&after, &before), rows.len() as u64);
     let latency = local_latency(analysis, variant, &data.inputs, batch, runtime)?;
     let cost = variant_cost(analysis, variant, data, runtime)?;
     let worth = |c: &Confusion, cost: &pleach_onnx::Statistics, local_latency_us: f64| Worth {
