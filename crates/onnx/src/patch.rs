@@ -10,7 +10,7 @@ use crate::model::{Model, NodeId};
 use crate::proto::tensor_shape_proto::Dimension;
 use crate::proto::tensor_shape_proto::dimension::Value as DimValue;
 use crate::proto::type_proto::Value as TypeValue;
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::tensor;
 use crate::validate::Limits;
 
@@ -25,6 +25,7 @@ pub struct Patch {
     outputs: Option<Vec<ValueInfoProto>>,
     added_outputs: Vec<ValueInfoProto>,
     lengths: BTreeMap<(String, usize), usize>,
+    imports: BTreeMap<String, i64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -52,6 +53,7 @@ impl Patch {
             && self.outputs.is_none()
             && self.added_outputs.is_empty()
             && self.lengths.is_empty()
+            && self.imports.is_empty()
     }
 
     /// Replaces the constant of the tensor's name (initializer or `Constant` node), or adds an initializer.
@@ -148,6 +150,12 @@ impl Patch {
         self
     }
 
+    /// Declares an operator set that nodes put in use; one that the model imports already keeps its version.
+    pub fn import(&mut self, domain: &str, version: i64) -> &mut Self {
+        self.imports.insert(domain.to_owned(), version);
+        self
+    }
+
     fn removes(&self, index: usize) -> bool {
         self.nodes.get(&index).is_some_and(|edit| edit.replacement.is_some())
     }
@@ -167,6 +175,9 @@ impl Model {
             return Ok(self.clone());
         }
         let mut proto = self.to_proto();
+        for (domain, &version) in patch.imports.iter().filter(|(domain, _)| self.opset(domain).is_none()) {
+            proto.opset_import.push(OperatorSetIdProto { domain: Some(domain.clone()), version: Some(version) });
+        }
         let graph = proto.graph.get_or_insert_default();
         if let Some((&id, _)) = patch.nodes.range(graph.node.len()..).next() {
             return Err(OnnxError::NoSuchNode(NodeId(id)));

@@ -21,6 +21,7 @@ pub mod proof;
 mod reconstruct;
 pub mod report;
 mod run;
+pub mod simplify;
 mod solve;
 mod statistics;
 pub mod surgery;
