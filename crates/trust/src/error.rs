@@ -1,6 +1,8 @@
 //! Why metadata, an assignment or a signature was refused, and which attack that smells of.
 
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -260,5 +262,85 @@ impl TrustError {
 
     pub(crate) fn malformed(role: &str, reason: impl fmt::Display) -> Self {
         Self::Malformed { role: role.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// Why a repository could not say whether it has a file, or broke off in it.
+pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a client could not refresh, find or download.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// What came, or what was kept, was refused.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The repository lacks a file that its metadata promises.
+    #[error("the repository has no {file}")]
+    NotThere {
+        /// Its name.
+        file: String,
+    },
+    /// The repository could not be reached, or broke off.
+    #[error("fetching {file}")]
+    Fetch {
+        /// What was asked for.
+        file: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// The cache cannot be read or written.
+    #[error("cached metadata {}", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was downloaded cannot be written.
+    #[error("writing the target {path}")]
+    Sink {
+        /// The target.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A target path that would leave the place targets lie in.
+    #[error("target path {path:?} is no relative path")]
+    TargetPath {
+        /// The path.
+        path: String,
+    },
+    /// The search for a target went through too many roles.
+    #[error("the search for {path} went through {limit} roles")]
+    TooManyRoles {
+        /// The target.
+        path: String,
+        /// Most roles that are searched.
+        limit: usize,
+    },
+}
+
+impl ClientError {
+    /// The attack that this smells of; see [`TrustError::attack`]. A repository that withholds what it promised freezes its clients.
+    pub fn attack(&self) -> Option<Attack> {
+        match self {
+            Self::Trust(error) => error.attack(),
+            Self::NotThere { .. } => Some(Attack::Freeze),
+            Self::TargetPath { .. } => Some(Attack::ArbitrarySoftware),
+            Self::TooManyRoles { .. } => Some(Attack::EndlessData),
+            Self::Fetch { .. } | Self::Cache { .. } | Self::Sink { .. } => None,
+        }
+    }
+
+    pub(crate) fn cache(path: &Path, source: io::Error) -> Self {
+        Self::Cache { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn fetch(file: &str, source: FetchError) -> Self {
+        Self::Fetch { file: file.to_owned(), source }
     }
 }

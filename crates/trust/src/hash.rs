@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{Read, Write};
 
-use ring::digest::{SHA256, SHA512, digest};
+use ring::digest::{Algorithm, Context, SHA256, SHA512, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::error::TrustError;
+use crate::error::{ClientError, TrustError};
+use crate::metadata::TargetFile;
 
 /// A SHA-256 digest; hexadecimal in JSON.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -78,24 +80,62 @@ pub fn sha256_only(digest: &Sha256Digest) -> Hashes {
 /// # Errors
 /// [`TrustError::Content`] naming the property that differs.
 pub fn check(what: &str, bytes: &[u8], length: Option<u64>, hashes: Option<&Hashes>) -> Result<(), TrustError> {
-    let differs = |property: &str, got: String, expected: String| TrustError::Content {
-        what: what.to_owned(),
-        property: property.to_owned(),
-        got,
-        expected,
-    };
     if let Some(expected) = length.filter(|&expected| expected != bytes.len() as u64) {
-        return Err(differs("length", bytes.len().to_string(), expected.to_string()));
+        return Err(differs(what, "length", &bytes.len().to_string(), &expected.to_string()));
     }
-    for (algorithm, expected) in hashes.into_iter().flatten() {
-        let got = match algorithm.as_str() {
-            "sha256" => hex::encode(digest(&SHA256, bytes)),
-            "sha512" => hex::encode(digest(&SHA512, bytes)),
-            _ => "not known".to_owned(),
-        };
-        if got != *expected {
-            return Err(differs(algorithm, got, expected.clone()));
-        }
+    for (name, expected) in hashes.into_iter().flatten() {
+        let got = algorithm(name).map(|a| hex::encode(digest(a, bytes)));
+        check_hash(what, name, got, expected)?;
     }
     Ok(())
+}
+
+/// Copies a signed file from `source` to `sink` and checks it as [`check`] does, in a fixed buffer. Reads at most one byte
+/// more than was signed. What was written may be used only after `Ok`.
+///
+/// # Errors
+/// [`ClientError::Trust`] when other bytes came than were signed, [`ClientError::Fetch`] or [`ClientError::Sink`] when reading
+/// or writing fails.
+pub fn copy_checked(what: &str, source: &mut dyn Read, file: &TargetFile, sink: &mut dyn Write) -> Result<(), ClientError> {
+    let mut contexts: Vec<_> = file.hashes.iter().map(|(name, expected)| (name, expected, algorithm(name).map(Context::new))).collect();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut length: u64 = 0;
+    let mut source = source.take(file.length.saturating_add(1));
+    loop {
+        let read = source.read(&mut buffer).map_err(|error| ClientError::fetch(what, error.into()))?;
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if bytes.is_empty() {
+            break;
+        }
+        length += read as u64;
+        contexts.iter_mut().filter_map(|(_, _, context)| context.as_mut()).for_each(|context| context.update(bytes));
+        sink.write_all(bytes).map_err(|source| ClientError::Sink { path: what.to_owned(), source })?;
+    }
+    if length != file.length {
+        let got = if length > file.length { "more".to_owned() } else { length.to_string() };
+        return Err(differs(what, "length", &got, &file.length.to_string()).into());
+    }
+    for (name, expected, context) in contexts {
+        check_hash(what, name, context.map(|c| hex::encode(c.finish())), expected)?;
+    }
+    Ok(())
+}
+
+fn algorithm(name: &str) -> Option<&'static Algorithm> {
+    match name {
+        "sha256" => Some(&SHA256),
+        "sha512" => Some(&SHA512),
+        _ => None,
+    }
+}
+
+fn check_hash(what: &str, name: &str, got: Option<String>, expected: &str) -> Result<(), TrustError> {
+    match got {
+        Some(got) if got == expected => Ok(()),
+        got => Err(differs(what, name, got.as_deref().unwrap_or("not known"), expected)),
+    }
+}
+
+fn differs(what: &str, property: &str, got: &str, expected: &str) -> TrustError {
+    TrustError::Content { what: what.into(), property: property.into(), got: got.into(), expected: expected.into() }
 }

@@ -6,7 +6,9 @@
 //! out** on the controller, **verify** on the device; `docs/trust.md` has the roles and the table of attacks.
 
 pub mod agreement;
+pub mod cache;
 pub mod canonical;
+pub mod client;
 pub mod error;
 pub mod fleet;
 pub mod hash;
@@ -18,7 +20,9 @@ pub mod signed;
 pub mod time;
 
 pub use agreement::{Accepted, Agreed, Recipient, verify_assignment};
-pub use error::{Attack, TrustError};
+pub use cache::Cache;
+pub use client::{Client, Fetch};
+pub use error::{Attack, ClientError, FetchError, TrustError};
 pub use fleet::{BundleEntry, BundleFacts, FleetAuthor, FleetKeys, FleetMetadata};
 pub use hash::Sha256Digest;
 pub use key::{KeyId, PublicKey, SigningKey};

@@ -11,7 +11,7 @@ use crate::metadata::{MetaFile, Metadata, ROOT, Root, SNAPSHOT, Snapshot, TARGET
 use crate::signed::Signed;
 use crate::time::UtcTime;
 
-/// Most bytes of each role's metadata.
+/// Most bytes of each role's metadata, and most steps of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Root.
@@ -22,11 +22,15 @@ pub struct Limits {
     pub snapshot_bytes: usize,
     /// Targets, top-level and delegated.
     pub targets_bytes: usize,
+    /// Most new roots that one refresh follows.
+    pub roots: usize,
+    /// Most targets roles that the search for one target goes through.
+    pub roles: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { root_bytes: 512_000, timestamp_bytes: 16_384, snapshot_bytes: 2_000_000, targets_bytes: 5_000_000 }
+        Self { root_bytes: 512_000, timestamp_bytes: 16_384, snapshot_bytes: 2_000_000, targets_bytes: 5_000_000, roots: 1024, roles: 64 }
     }
 }
 
@@ -124,12 +128,20 @@ impl TrustedSet {
         Ok(Progress::Updated)
     }
 
+    /// Whether the root may vouch for anything now (step 5.3.10).
+    ///
+    /// # Errors
+    /// [`TrustError::Expired`].
+    pub fn check_root_expiry(&self) -> Result<(), TrustError> {
+        self.check_expiry(ROOT, self.root.content())
+    }
+
     /// Takes a timestamp (step 5.4).
     ///
     /// # Errors
     /// [`TrustError::Expired`] (also of the root), [`TrustError::VersionRollback`], [`TrustError::Threshold`].
     pub fn update_timestamp(&mut self, bytes: &[u8]) -> Result<Progress, TrustError> {
-        self.check_expiry(ROOT, self.root.content())?;
+        self.check_root_expiry()?;
         let next = Signed::<Timestamp>::parse(TIMESTAMP, bytes, self.limits.timestamp_bytes)?;
         self.verify_top(TIMESTAMP, &next)?;
         if let Some(trusted) = &self.timestamp {
@@ -198,6 +210,14 @@ impl TrustedSet {
         Ok(progress)
     }
 
+    /// What the valid timestamp says of the snapshot's file.
+    ///
+    /// # Errors
+    /// [`TrustError::Missing`] or [`TrustError::Expired`] without a valid timestamp.
+    pub fn snapshot_meta(&self) -> Result<MetaFile, TrustError> {
+        self.valid_timestamp()?.content().snapshot().cloned()
+    }
+
     /// What the valid snapshot says of a targets role's file.
     ///
     /// # Errors
@@ -208,19 +228,29 @@ impl TrustedSet {
         self.valid_snapshot()?.content().meta.get(&format!("{role}.json")).cloned().ok_or_else(unlisted)
     }
 
+    /// The role against whose keys the metadata of a targets role was verified.
+    pub fn delegator(&self, role: &str) -> Option<&str> {
+        self.targets.get(role).map(|(delegator, _)| delegator.as_str())
+    }
+
     /// The targets metadata of a role, when everything it rests on is valid now and vouches for this very version.
     ///
     /// # Errors
-    /// [`TrustError::Missing`], [`TrustError::Expired`] or [`TrustError::VersionMismatch`].
+    /// [`TrustError::Missing`], [`TrustError::Expired`], [`TrustError::VersionMismatch`] or [`TrustError::NotDelegated`].
     pub fn valid_targets(&self, role: &str) -> Result<&Signed<Targets>, TrustError> {
-        let meta = self.meta(role)?;
-        let (delegator, signed) = self.targets.get(role).ok_or_else(|| missing(role))?;
-        if delegator != ROOT {
-            self.valid_targets(delegator)?;
+        let mut at = role;
+        // A chain of more delegators than there are roles goes in a circle.
+        for _ in 0..=self.targets.len() {
+            let meta = self.meta(at)?;
+            let (delegator, signed) = self.targets.get(at).ok_or_else(|| missing(at))?;
+            refuse_other(at, signed.version(), meta.version)?;
+            self.check_expiry(at, signed.content())?;
+            if delegator == ROOT {
+                return self.targets(role).ok_or_else(|| missing(role));
+            }
+            at = delegator;
         }
-        refuse_other(role, signed.version(), meta.version)?;
-        self.check_expiry(role, signed.content())?;
-        Ok(signed)
+        Err(TrustError::NotDelegated { role: role.to_owned(), delegator: at.to_owned() })
     }
 
     /// Parses targets metadata that `delegator` delegates to but the snapshot does not list: its freshness is its expiry.
@@ -236,7 +266,7 @@ impl TrustedSet {
     }
 
     fn valid_timestamp(&self) -> Result<&Signed<Timestamp>, TrustError> {
-        self.check_expiry(ROOT, self.root.content())?;
+        self.check_root_expiry()?;
         let timestamp = self.timestamp.as_ref().ok_or_else(|| missing(TIMESTAMP))?;
         self.check_expiry(TIMESTAMP, timestamp.content())?;
         Ok(timestamp)

@@ -7,3 +7,4 @@ mod harness;
 mod journey;
 mod refusals;
 mod tidy;
+mod tuf;
