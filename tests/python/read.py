@@ -11,13 +11,13 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 
 class Files(FetcherInterface):
-    """Serves a folder as the repository at `repository:`."""
+    """Serves a folder as the repository at `repository:/`."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def _fetch(self, url):
-        path = self.folder / url.removeprefix("repository:")
+        path = self.folder / url.removeprefix("repository:/")
         if not path.is_file():
             raise DownloadHTTPError("not there", 404)
         yield path.read_bytes()
@@ -29,7 +29,7 @@ def read(folder, bundle):
         targets = Path(local, "targets")
         targets.mkdir()
         updater = Updater(
-            str(Path(local, "metadata")), "repository:", str(targets), "repository:", Files(folder),
+            str(Path(local, "metadata")), "repository:/", str(targets), "repository:/", Files(folder),
             bootstrap=(folder / "1.root.json").read_bytes(),
         )
         updater.refresh()

@@ -4,6 +4,7 @@
 mod agreement;
 mod alteration;
 mod chain;
+mod client;
 mod fleet;
 mod keys;
 mod refresh;
