@@ -16,7 +16,7 @@ use crate::criteria::{Criterion, Norm, Reader, kept, norm_order, obs_order};
 use crate::error::PruneError;
 use crate::fold::fold;
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
-use crate::network::{Kind, Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
+use crate::network::{Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
 use crate::progress::{Progress, Stage, step};
 use crate::proof;
 use crate::reconstruct::with_constants;
@@ -216,27 +216,42 @@ fn rank(network: &Network, statistics: &Statistics, criterion: Criterion, progre
     groups.iter().enumerate().map(order).collect()
 }
 
-/// Layers that sum over a group's channels and can be solved, with their statistics.
+/// Layers that sum over a group's channels and can be solved, with their statistics: one for each of a layer's own groups.
 fn solvable<'a>(network: &'a Network, statistics: &'a Statistics, group: &'a Group) -> impl Iterator<Item = Reading<'a>> {
     let layers = network.layers.iter().zip(&statistics.layers);
-    layers.filter_map(|(layer, found)| {
+    let readings = layers.filter_map(|(layer, found)| {
         let consumer = group.consumers.iter().find(|c| c.node == layer.node)?;
-        let plain = !matches!(layer.kind, Kind::Depthwise(_)) && found.gram.nrows() == layer.columns();
-        let columns = consumer.units.iter().map(|channels| layer.columns_of(channels)).collect();
-        plain.then_some(Reading { layer, gram: &found.gram, mean: &found.mean, columns })
-    })
+        let width = layer.columns();
+        let all: Vec<Vec<usize>> = consumer.units.iter().map(|channels| layer.columns_of(channels)).collect();
+        Some(found.grams.iter().enumerate().map(move |(own, gram)| {
+            let here = |columns: &Vec<usize>| columns.iter().filter(|&&c| c / width == own).map(|c| c % width).collect();
+            Reading { layer, own, gram, mean: &found.mean[own * width..(own + 1) * width], columns: all.iter().map(here).collect() }
+        }))
+    });
+    readings.flatten()
 }
 
 struct Reading<'a> {
     layer: &'a Layer,
+    /// Which of the layer's own groups.
+    own: usize,
     gram: &'a Mat<f64>,
     mean: &'a [f64],
-    /// For each unit of the group, the layer's columns.
+    /// For each unit of the group, the columns it feeds.
     columns: Vec<Vec<usize>>,
 }
 
+impl Reading<'_> {
+    /// The weights of the layer's own group, `[columns, outputs]`.
+    fn weights(&self, network: &Network) -> Result<Mat<f64>, PruneError> {
+        let (weights, _) = network.weights(self.layer)?;
+        let outputs = self.layer.outputs / self.layer.groups();
+        Ok(Mat::from_fn(weights.nrows(), outputs, |c, o| weights[(c, self.own * outputs + o)]))
+    }
+}
+
 fn readers<'a>(network: &'a Network, statistics: &'a Statistics, group: &'a Group) -> Result<Vec<Reader<'a>>, PruneError> {
-    let reader = |r: Reading<'a>| Ok(Reader { gram: r.gram, weights: network.weights(r.layer)?.0, columns: r.columns });
+    let reader = |r: Reading<'a>| Ok(Reader { gram: r.gram, weights: r.weights(network)?, columns: r.columns });
     solvable(network, statistics, group).map(reader).collect()
 }
 
@@ -302,7 +317,13 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
     let keep: Keep = [(found.id, units.clone())].into();
     let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &keep).map_err(model_error)?;
     let solve = |reading: Reading<'_>| -> Result<_, PruneError> {
-        let Reading { layer, gram, mean, columns } = reading;
+        let Reading { layer, mean, columns, .. } = &reading;
+        if layer.groups() > 1 {
+            return Ok(Vec::new()); // sliced only
+        }
+        let free = layer.bias.is_some();
+        let about_zero = (!free).then(|| Mat::from_fn(mean.len(), mean.len(), |i, j| reading.gram[(i, j)] + mean[i] * mean[j]));
+        let gram = about_zero.as_ref().unwrap_or(reading.gram);
         let mut gone: Vec<usize> =
             (0..columns.len()).filter(|u| units.binary_search(u).is_err()).flat_map(|u| columns[u].clone()).collect();
         gone.sort_unstable();
@@ -317,21 +338,22 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
             let before: f64 = (0..weights.nrows()).map(|c| mean[c] * weights[(c, o)]).sum();
             before - stay.iter().enumerate().map(|(i, &c)| mean[c] * solved[(i, o)]).sum::<f64>()
         };
-        let bias: Vec<f64> = bias.iter().enumerate().map(|(o, b)| b + moved(o)).collect();
         // A layer that both reads and makes the group loses outputs, too.
-        let outputs = network.staying(&layer.output, layer.outputs, &keep);
+        let outputs = network.outputs_staying(layer, &keep);
+        let moved: Vec<f32> = outputs.iter().map(|&o| (bias[o] + moved(o)) as f32).collect();
         let solved = Mat::from_fn(solved.nrows(), outputs.len(), |c, o| solved[(c, outputs[o])]);
-        let bias: Vec<f32> = outputs.iter().map(|&o| bias[o] as f32).collect();
         let (expected, _) = weights_of(&cut, layer)?;
         if (expected.nrows(), expected.ncols()) != (solved.nrows(), solved.ncols()) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let dims = cut.constant_dims(&layer.weight).unwrap_or_default();
-        Ok(Some([(layer.weight.clone(), (dims, stored(layer, &solved))), (layer.bias.clone(), (vec![bias.len()], bias))]))
+        let dims = |name: &str| cut.constant_dims(name).unwrap_or_default();
+        let mut constants = vec![(layer.weight.clone(), (dims(&layer.weight), stored(layer, &solved)))];
+        constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), moved.clone()))));
+        Ok(constants)
     };
     let readings: Vec<Reading<'_>> = solvable(network, statistics, found).collect();
     let solved = readings.into_par_iter().map(solve).collect::<Result<Vec<_>, _>>()?;
-    let constants: Overrides = solved.into_iter().flatten().flatten().collect();
+    let constants: Overrides = solved.into_iter().flatten().collect();
     with_constants(&cut, &constants)
 }
 

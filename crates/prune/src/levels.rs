@@ -1,6 +1,18 @@
 //! Levels: the widths a group may be cut to, as the device's measured kernels favour them.
 
+use std::collections::BTreeMap;
+
+use crate::coupling::Keep;
 use crate::solve::{Cost, Problem, Term};
+
+/// What becomes of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Units that narrowed groups keep.
+    pub(crate) keep: Keep,
+    /// Ranks of the layers that become two, by place in the network.
+    pub(crate) ranks: BTreeMap<usize, usize>,
+}
 
 /// Most levels of one group; wider groups take coarser multiples.
 const MOST: usize = 10;

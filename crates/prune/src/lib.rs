@@ -5,6 +5,7 @@
 //!
 //! The journey: [`analyse`] a model once, time the graphs of an [`AtlasPlan`] on a device, [`prune`] for its budget.
 
+mod activation;
 pub mod analysis;
 pub mod atlas;
 pub mod coupling;
@@ -14,8 +15,10 @@ mod evaluate;
 pub mod fold;
 pub mod levels;
 mod linear;
+mod lowrank;
 mod network;
 pub mod pipeline;
+mod positions;
 pub mod progress;
 pub mod proof;
 mod reconstruct;

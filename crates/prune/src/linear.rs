@@ -5,6 +5,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
+use faer::linalg::evd;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Spec};
 use rayon::prelude::*;
@@ -34,30 +35,27 @@ impl Rows {
         self.data.get(index * self.cols..(index + 1) * self.cols).unwrap_or_default()
     }
 
-    fn view(&self) -> MatRef<'_, f32> {
-        MatRef::from_row_major_slice(&self.data, self.rows, self.cols)
+    /// All rows, borrowed.
+    pub(crate) fn view(&self) -> View<'_> {
+        self.view_of(0, self.rows)
+    }
+
+    /// Rows `start..end`, borrowed.
+    pub(crate) fn view_of(&self, start: usize, end: usize) -> View<'_> {
+        View { rows: end - start, cols: self.cols, data: self.data.get(start * self.cols..end * self.cols).unwrap_or_default() }
     }
 
     /// Rows `start..end`.
     pub(crate) fn part(&self, start: usize, end: usize) -> Self {
-        let data = self.data.get(start * self.cols..end * self.cols).unwrap_or_default().to_vec();
-        Self::new(end - start, self.cols, data)
+        self.view_of(start, end).to_rows()
     }
 
-    /// The columns `keep`, in that order.
-    pub(crate) fn columns(&self, keep: &[usize]) -> Self {
-        let data = self.data.chunks(self.cols.max(1)).flat_map(|row| keep.iter().map(|&c| row.get(c).copied().unwrap_or(0.0))).collect();
-        Self::new(self.rows, keep.len(), data)
-    }
-
-    /// Mean of each column.
-    pub(crate) fn means(&self) -> Vec<f64> {
-        let mut sums = vec![0.0; self.cols];
-        for row in self.data.chunks(self.cols.max(1)) {
-            sums.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
+    /// The sum with rows of the same shape, if there are any.
+    pub(crate) fn plus(mut self, other: Option<View<'_>>) -> Self {
+        if let Some(other) = other {
+            self.data.iter_mut().zip(other.data).for_each(|(a, b)| *a += b);
         }
-        sums.iter_mut().for_each(|s| *s /= self.rows.max(1) as f64);
-        sums
+        self
     }
 
     /// Subtracts one value from each column.
@@ -68,21 +66,67 @@ impl Rows {
     }
 }
 
-/// `aᵀ b`, `[a.cols, b.cols]`.
-pub(crate) fn cross(a: &Rows, b: &Rows) -> Mat<f64> {
+/// Some rows of a matrix of samples.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: &'a [f32],
+}
+
+impl<'a> View<'a> {
+    fn matrix(self) -> MatRef<'a, f32> {
+        MatRef::from_row_major_slice(self.data, self.rows, self.cols)
+    }
+
+    pub(crate) fn to_rows(self) -> Rows {
+        Rows::new(self.rows, self.cols, self.data.to_vec())
+    }
+
+    /// The columns `keep`, in that order.
+    pub(crate) fn columns(self, keep: &[usize]) -> Rows {
+        let data = self.data.chunks(self.cols.max(1)).flat_map(|row| keep.iter().map(|&c| row.get(c).copied().unwrap_or(0.0))).collect();
+        Rows::new(self.rows, keep.len(), data)
+    }
+
+    /// The difference from rows of the same shape, if there are any.
+    pub(crate) fn minus(self, other: Option<View<'_>>) -> Rows {
+        let mut rows = self.to_rows();
+        if let Some(other) = other {
+            rows.data.iter_mut().zip(other.data).for_each(|(a, b)| *a -= b);
+        }
+        rows
+    }
+
+    /// Mean of each column, of samples that weigh `weights` (all 1 when there are none).
+    pub(crate) fn means(self, weights: Option<&[f32]>) -> Vec<f64> {
+        let mut sums = vec![0.0; self.cols];
+        let mut total = 0.0;
+        for (i, row) in self.data.chunks(self.cols.max(1)).enumerate() {
+            let weight = weights.and_then(|w| w.get(i)).map_or(1.0, |&w| f64::from(w));
+            total += weight;
+            sums.iter_mut().zip(row).for_each(|(s, &x)| *s += weight * f64::from(x));
+        }
+        sums.iter_mut().for_each(|s| *s /= f64::max(total, f64::MIN_POSITIVE));
+        sums
+    }
+}
+
+/// `aᵀ diag(weights) b`, `[a.cols, b.cols]`; the samples weigh 1 when there are no weights.
+pub(crate) fn cross(a: View<'_>, b: View<'_>, weights: Option<&[f32]>) -> Mat<f64> {
     let tasks: Vec<_> = panels(a.cols).flat_map(|i| panels(b.cols).map(move |j| (i, j))).collect();
     let mut out = Mat::zeros(a.cols, b.cols);
-    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, b, t.0, t.1))).collect::<Vec<_>>() {
+    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, b, weights, t.0, t.1))).collect::<Vec<_>>() {
         out.as_mut().submatrix_mut(i.0, j.0, i.1, j.1).copy_from(&block);
     }
     out
 }
 
-/// `aᵀ a`, symmetric `[a.cols, a.cols]`.
-pub(crate) fn gram(a: &Rows) -> Mat<f64> {
+/// `aᵀ diag(weights) a`, symmetric `[a.cols, a.cols]`.
+pub(crate) fn gram(a: View<'_>, weights: Option<&[f32]>) -> Mat<f64> {
     let tasks: Vec<_> = panels(a.cols).flat_map(|i| panels(a.cols).map(move |j| (i, j))).filter(|(i, j)| i.0 >= j.0).collect();
     let mut out = Mat::zeros(a.cols, a.cols);
-    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, a, t.0, t.1))).collect::<Vec<_>>() {
+    for ((i, j), block) in tasks.par_iter().map(|&t| (t, panel(a, a, weights, t.0, t.1))).collect::<Vec<_>>() {
         out.as_mut().submatrix_mut(i.0, j.0, i.1, j.1).copy_from(&block);
         if i.0 != j.0 {
             out.as_mut().submatrix_mut(j.0, i.0, j.1, i.1).copy_from(block.transpose());
@@ -92,7 +136,7 @@ pub(crate) fn gram(a: &Rows) -> Mat<f64> {
 }
 
 /// `x w + bias`, one row of the result for each row of `x`; `w` is `[x.cols, outputs]`.
-pub(crate) fn apply(x: &Rows, w: &Mat<f64>, bias: &[f64]) -> Rows {
+pub(crate) fn apply(x: View<'_>, w: &Mat<f64>, bias: &[f64]) -> Rows {
     let cols = w.ncols();
     let w = Mat::from_fn(w.nrows(), cols, |i, j| w[(i, j)] as f32);
     let mut data = vec![0.0f32; x.rows * cols];
@@ -101,7 +145,7 @@ pub(crate) fn apply(x: &Rows, w: &Mat<f64>, bias: &[f64]) -> Rows {
             row.iter_mut().zip(bias).for_each(|(o, &b)| *o = b as f32);
         }
         let rows = out.len() / cols.max(1);
-        let part = x.view().subrows(chunk * CHUNK_ROWS, rows);
+        let part = x.matrix().subrows(chunk * CHUNK_ROWS, rows);
         matmul(faer::MatMut::from_row_major_slice_mut(out, rows, cols), Accum::Add, part, w.as_ref(), 1.0f32, Par::Seq);
     });
     Rows::new(x.rows, cols, data)
@@ -111,14 +155,20 @@ fn panels(cols: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     (0..cols.div_ceil(PANEL)).map(move |p| (p * PANEL, PANEL.min(cols - p * PANEL)))
 }
 
-fn panel(a: &Rows, b: &Rows, i: (usize, usize), j: (usize, usize)) -> Mat<f64> {
+fn panel(a: View<'_>, b: View<'_>, weights: Option<&[f32]>, i: (usize, usize), j: (usize, usize)) -> Mat<f64> {
     let mut sum = Mat::<f64>::zeros(i.1, j.1);
     let mut part = Mat::<f32>::zeros(i.1, j.1);
     for start in (0..a.rows).step_by(CHUNK_ROWS) {
         let rows = CHUNK_ROWS.min(a.rows - start);
-        let left = a.view().submatrix(start, i.0, rows, i.1);
-        let right = b.view().submatrix(start, j.0, rows, j.1);
-        matmul(part.as_mut(), Accum::Replace, left.transpose(), right, 1.0f32, Par::Seq);
+        let left = a.matrix().submatrix(start, i.0, rows, i.1);
+        let right = b.matrix().submatrix(start, j.0, rows, j.1);
+        match weights {
+            None => matmul(part.as_mut(), Accum::Replace, left.transpose(), right, 1.0f32, Par::Seq),
+            Some(weights) => {
+                let weighted = Mat::<f32>::from_fn(rows, j.1, |r, c| right[(r, c)] * weights[start + r]);
+                matmul(part.as_mut(), Accum::Replace, left.transpose(), weighted.as_ref(), 1.0f32, Par::Seq);
+            }
+        }
         for col in 0..j.1 {
             for row in 0..i.1 {
                 sum[(row, col)] += f64::from(part[(row, col)]);
@@ -152,6 +202,20 @@ pub(crate) fn mean_diagonal(a: &Mat<f64>) -> f64 {
 /// Sum of the elements of `aᵀ b`'s diagonal: the inner product of two matrices of one shape.
 pub(crate) fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     (0..a.ncols()).map(|j| (0..a.nrows()).map(|i| a[(i, j)] * b[(i, j)]).sum::<f64>()).sum()
+}
+
+/// Eigenvectors of a symmetric matrix for its `count` largest eigenvalues, `[n, count]`, largest first.
+///
+/// # Errors
+/// [`PruneError::Numerics`] when the iteration does not converge.
+pub(crate) fn leading_eigenvectors(a: &Mat<f64>, count: usize) -> Result<Mat<f64>, PruneError> {
+    let n = a.nrows();
+    let (mut values, mut vectors) = (faer::diag::Diag::zeros(n), Mat::zeros(n, n));
+    let spec = Spec::default();
+    let mut memory = MemBuffer::new(evd::self_adjoint_evd_scratch::<f64>(n, evd::ComputeEigenvectors::Yes, Par::Seq, spec));
+    evd::self_adjoint_evd(a.as_ref(), values.as_mut(), Some(vectors.as_mut()), Par::Seq, MemStack::new(&mut memory), spec)
+        .map_err(|e| PruneError::Numerics(format!("eigenvalues of a {n} x {n} matrix: {e:?}")))?;
+    Ok(Mat::from_fn(n, count.min(n), |i, j| vectors[(i, n - 1 - j)]))
 }
 
 /// The Cholesky factor of a symmetric positive definite matrix.
@@ -221,7 +285,7 @@ pub(crate) mod tests {
     #[test]
     fn gram_and_cross_equal_plain_sums() {
         let (a, b) = (noise(700, 150, 1), noise(700, 3, 2));
-        let (g, c) = (gram(&a), cross(&a, &b));
+        let (g, c) = (gram(a.view(), None), cross(a.view(), b.view(), None));
         for (i, j) in [(0, 0), (149, 3), (3, 149), (130, 129)] {
             let want: f64 = (0..700).map(|r| f64::from(a.row(r)[i]) * f64::from(a.row(r)[j])).sum();
             assert!((g[(i, j)] - want).abs() < 1e-3, "{} {want}", g[(i, j)]);
@@ -231,8 +295,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_weight_of_two_counts_a_sample_twice() {
+        let a = noise(300, 7, 5);
+        let weights: Vec<f32> = (0..300).map(|r| if r < 100 { 2.0 } else { 1.0 }).collect();
+        let twice = Rows::new(400, 7, [&a.data[..700], &a.data[..]].concat());
+        let (weighted, plain) = (gram(a.view(), Some(&weights)), gram(twice.view(), None));
+        assert!((0..7).all(|i| (0..7).all(|j| (weighted[(i, j)] - plain[(i, j)]).abs() < 1e-4)));
+        let (m, n) = (a.view().means(Some(&weights)), twice.view().means(None));
+        assert!(m.iter().zip(&n).all(|(m, n)| (m - n).abs() < 1e-9));
+    }
+
+    #[test]
     fn factor_solves_and_inverts() {
-        let g = gram(&noise(300, 40, 3));
+        let g = gram(noise(300, 40, 3).view(), None);
         let factor = Factor::new(g.clone(), 0.5).unwrap();
         let inverse = factor.inverse();
         let mut x = Mat::from_fn(40, 2, |i, j| (i + j) as f64);
@@ -249,7 +324,7 @@ pub(crate) mod tests {
     #[test]
     fn same_bits_on_one_and_two_threads() {
         let a = noise(1_000, 300, 4);
-        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| gram(&a));
+        let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| gram(a.view(), None));
         assert_eq!(on(1), on(2));
     }
 

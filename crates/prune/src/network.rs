@@ -1,18 +1,21 @@
 //! The engine's view of a folded graph: layers that sum over channels, in graph order, as matrices of columns and outputs.
 //!
-//! A layer is a Conv or Gemm with a weight and a bias of its own. Column `i * k + t` of its matrix is tap `t` of input channel
-//! `i` (k taps a channel; 1 for a Gemm). Everything else in the graph is left to the runtime; layers of forms not understood
-//! here are only sliced, never solved.
+//! A layer is a Conv, Gemm or MatMul with a constant weight of its own. Column `i * k + t` of its matrix is tap `t` of input
+//! channel `i` (k taps a channel; 1 where there is no kernel); a convolution in groups has one such matrix a group. Everything
+//! else in the graph is left to the runtime; layers of forms not understood here are only sliced, never solved.
 
 use faer::Mat;
 use pleach_domain::runtime::RuntimeError;
 use pleach_onnx::{Model, Node, NodeId, OnnxError, Patch, Shapes};
+use rayon::prelude::*;
 
+use crate::activation::{Activation, activation};
 use crate::coupling::{Coupling, Group, Keep, Units};
 use crate::error::PruneError;
 use crate::linear::Rows;
+use crate::positions::Positions;
 
-/// How a convolution walks its input.
+/// How a convolution walks its input; one spatial axis is a height of 1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Window {
     pub(crate) kernel: [usize; 2],
@@ -24,74 +27,80 @@ pub(crate) struct Window {
 /// What a layer computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Conv(Window),
-    Depthwise(Window),
-    /// `true` where the weight is `[outputs, columns]`.
-    Gemm {
-        transposed: bool,
-    },
+    /// Channels on axis 1; depthwise where there are as many groups as input channels.
+    Conv { window: Window, groups: usize },
+    /// A Gemm or MatMul over the last axis; `transposed` where the weight is `[outputs, columns]`.
+    Linear { transposed: bool },
 }
 
-/// What follows a layer's sum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Activation {
-    None,
-    /// Values are held within the bounds; Relu is `0..inf`.
-    Clip(f32, f32),
-}
-
-impl Activation {
-    pub(crate) fn apply(self, x: f32) -> f32 {
-        match self {
-            Self::None => x,
-            Self::Clip(low, high) => x.clamp(low, high),
-        }
-    }
-}
-
-/// A Conv or Gemm that can be solved anew.
+/// A layer that can be solved anew.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
     pub(crate) node: NodeId,
     pub(crate) kind: Kind,
     pub(crate) weight: String,
-    pub(crate) bias: String,
+    /// Its own bias, which of a MatMul is that of an Add behind it.
+    pub(crate) bias: Option<String>,
     pub(crate) input: String,
+    /// The sum with the bias.
     pub(crate) output: String,
     /// Columns of the matrix per input channel.
     pub(crate) taps: usize,
     /// Channels of the input.
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
+    /// Channel axis of input and output.
+    pub(crate) axes: [usize; 2],
     /// The other summand of an Add behind the layer, when it is known before the layer runs.
     pub(crate) partner: Option<String>,
     /// The tensor before the activation: the Add's output, or the layer's.
     pub(crate) sum: String,
     pub(crate) activation: Activation,
-    /// Output positions a row: height and width, 1 for a Gemm.
+    /// Output positions a row: height and width; of a sequence its length and 1.
     pub(crate) positions: [usize; 2],
-    /// Height and width of the input, 1 for a Gemm.
+    /// Height and width of the input; of a sequence its length and 1.
     pub(crate) image: [usize; 2],
 }
 
 impl Layer {
-    pub(crate) fn columns(&self) -> usize {
+    /// Groups of the dense layer.
+    pub(crate) fn groups(&self) -> usize {
         match self.kind {
-            Kind::Depthwise(_) => self.taps,
-            Kind::Conv(_) | Kind::Gemm { .. } => self.inputs * self.taps,
+            Kind::Conv { groups, .. } => groups,
+            Kind::Linear { .. } => 1,
         }
+    }
+
+    /// Whether each channel is its own group: nothing is summed over channels.
+    pub(crate) fn depthwise(&self) -> bool {
+        self.groups() > 1 && self.groups() == self.inputs
+    }
+
+    /// Columns of one group's matrix.
+    pub(crate) fn columns(&self) -> usize {
+        self.inputs / self.groups() * self.taps
     }
 
     pub(crate) fn window(&self) -> Option<&Window> {
         match &self.kind {
-            Kind::Conv(window) | Kind::Depthwise(window) => Some(window),
-            Kind::Gemm { .. } => None,
+            Kind::Conv { window, .. } => Some(window),
+            Kind::Linear { .. } => None,
         }
     }
 
-    /// Columns of the matrix that the given input channels feed.
+    /// Columns that the given input channels feed, those of all groups side by side.
     pub(crate) fn columns_of(&self, channels: &[usize]) -> Vec<usize> {
         channels.iter().flat_map(|&c| c * self.taps..(c + 1) * self.taps).collect()
+    }
+
+    /// Groups of the layer in a model that was cut.
+    pub(crate) fn groups_in(&self, cut: &Model) -> usize {
+        let declared = cut.node(self.node).and_then(|n| n.int("group")).and_then(|g| usize::try_from(g).ok());
+        if self.groups() > 1 { declared.unwrap_or(1).max(1) } else { 1 }
+    }
+
+    fn area(&self) -> usize {
+        self.positions[0] * self.positions[1]
     }
 }
 
@@ -115,19 +124,23 @@ impl Network {
 
     /// Groups that narrow a layer's input channels.
     pub(crate) fn input_groups(&self, layer: &Layer) -> Narrowing<'_> {
-        let of = |group: &'_ Group| group.tensors.iter().position(|t| t.tensor == layer.input && t.axis == 1);
+        let of = |group: &'_ Group| group.tensors.iter().position(|t| t.tensor == layer.input && t.axis == layer.axes[0]);
         self.coupling.groups.iter().filter_map(|g| of(g).map(|i| (g, &g.tensors[i].units))).collect()
     }
 
     /// Groups that narrow a layer's outputs.
     pub(crate) fn output_groups(&self, layer: &Layer) -> Narrowing<'_> {
-        let of = |group: &'_ Group| group.tensors.iter().position(|t| t.tensor == layer.output && t.axis == 1);
+        let of = |group: &'_ Group| group.tensors.iter().position(|t| t.tensor == layer.output && t.axis == layer.axes[1]);
         self.coupling.groups.iter().filter_map(|g| of(g).map(|i| (g, &g.tensors[i].units))).collect()
     }
 
-    /// Channels of a tensor's axis 1 that stay under `keep`.
-    pub(crate) fn staying(&self, tensor: &str, channels: usize, keep: &Keep) -> Vec<usize> {
-        let removed = self.coupling.removed(tensor, keep).remove(&1).unwrap_or_default();
+    /// Outputs of a layer that stay under `keep`.
+    pub(crate) fn outputs_staying(&self, layer: &Layer, keep: &Keep) -> Vec<usize> {
+        self.staying(&layer.output, layer.axes[1], layer.outputs, keep)
+    }
+
+    fn staying(&self, tensor: &str, axis: usize, channels: usize, keep: &Keep) -> Vec<usize> {
+        let removed = self.coupling.removed(tensor, keep).remove(&axis).unwrap_or_default();
         (0..channels).filter(|c| removed.binary_search(c).is_err()).collect()
     }
 
@@ -137,24 +150,26 @@ impl Network {
     }
 }
 
-/// A layer's weights in a model (the dense one or a cut one) as `[columns, outputs]`, and its bias.
+/// A layer's weights in a model (the dense one or a cut one) as `[columns, outputs]`, and its bias (zeros where it has none). Of a
+/// layer in groups, an output's column of the matrix belongs to its group's input channels.
 pub(crate) fn weights_of(model: &Model, layer: &Layer) -> Result<(Mat<f64>, Vec<f64>), PruneError> {
     let floats = |name: &str| model.floats(name).ok_or_else(|| PruneError::Model(format!("constant `{name}` is gone").into()));
-    let ((dims, w), (_, b)) = (floats(&layer.weight)?, floats(&layer.bias)?);
-    let transposed = !matches!(layer.kind, Kind::Gemm { transposed: false });
-    let outputs = if transposed { dims.first() } else { dims.last() }.copied().unwrap_or(0).max(1);
+    let (dims, w) = floats(&layer.weight)?;
+    let by_output = layer.kind != Kind::Linear { transposed: false };
+    let outputs = if by_output { dims.first() } else { dims.last() }.copied().unwrap_or(0).max(1);
     let columns = w.len() / outputs;
-    let at = |c: usize, o: usize| if transposed { o * columns + c } else { c * outputs + o };
+    let at = |c: usize, o: usize| if by_output { o * columns + c } else { c * outputs + o };
     let matrix = Mat::from_fn(columns, outputs, |c, o| f64::from(w[at(c, o)]));
-    Ok((matrix, b.into_iter().map(f64::from).collect()))
+    let bias = layer.bias.as_deref().map(floats).transpose()?;
+    Ok((matrix, bias.map_or(vec![0.0; outputs], |(_, b)| b.into_iter().map(f64::from).collect())))
 }
 
 /// The inverse of [`weights_of`]: elements in the layer's storage order.
 pub(crate) fn stored(layer: &Layer, weights: &Mat<f64>) -> Vec<f32> {
     let (columns, outputs) = (weights.nrows(), weights.ncols());
     match layer.kind {
-        Kind::Gemm { transposed: false } => (0..columns).flat_map(|c| (0..outputs).map(move |o| weights[(c, o)] as f32)).collect(),
-        Kind::Gemm { transposed: true } | Kind::Conv(_) | Kind::Depthwise(_) => {
+        Kind::Linear { transposed: false } => (0..columns).flat_map(|c| (0..outputs).map(move |o| weights[(c, o)] as f32)).collect(),
+        Kind::Linear { transposed: true } | Kind::Conv { .. } => {
             (0..outputs).flat_map(|o| (0..columns).map(move |c| weights[(c, o)] as f32)).collect()
         }
     }
@@ -178,74 +193,148 @@ pub(crate) fn with_biases(model: &Model) -> Result<Model, OnnxError> {
 }
 
 fn layer(model: &Model, shapes: &Shapes, node: Node<'_>) -> Option<Layer> {
-    let (weight, bias) = (own_constant(model, node.input(1)?)?, own_constant(model, node.input(2)?)?);
-    let (input, output) = (node.input(0)?, node.output(0)?);
-    let (dims, bias_dims) = (model.constant_dims(&weight)?, model.constant_dims(&bias)?);
+    let weight = own_constant(model, node.input(1)?)?;
+    let dims = model.constant_dims(&weight)?;
     model.floats(&weight)?;
-    let (in_shape, out_shape) = (shapes.at(input, 1)?, shapes.at(output, 1)?);
-    let (kind, taps, inputs, outputs) = if node.is("Conv") {
-        let (kind, taps) = conv(node, &dims, in_shape.get(1).copied()?)?;
-        (kind, taps, in_shape.get(1).copied()?, *dims.first()?)
-    } else {
-        let transposed = gemm(node, &in_shape, &dims)?;
-        let (columns, outputs) = if transposed { (dims[1], dims[0]) } else { (dims[0], dims[1]) };
-        (Kind::Gemm { transposed }, 1, columns, outputs)
-    };
-    if bias_dims != [outputs] || model.is_output(output) && !model.consumers(output).is_empty() {
+    let input = node.input(0)?;
+    let (in_shape, out_shape) = (shapes.at(input, 1)?, shapes.at(node.output(0)?, 1)?);
+    let form = if node.is("Conv") { conv(node, &dims, &in_shape, &out_shape)? } else { linear(model, shapes, node, &dims)? };
+    let (bias, output) = if node.is("MatMul") { bias_behind(model, node, form.outputs) } else { (own_bias(model, node)?, None) };
+    let output = output.unwrap_or_else(|| node.output(0).unwrap_or_default().to_owned());
+    let of_outputs = |name: &String| model.constant_dims(name).is_some_and(|d| d.iter().product::<usize>() == form.outputs);
+    if !bias.iter().all(of_outputs) || model.is_output(&output) && !model.consumers(&output).is_empty() {
         return None;
     }
-    let space = |shape: &[usize]| [shape.get(2).copied().unwrap_or(1), shape.get(3).copied().unwrap_or(1)];
-    let (partner, sum) = sum(model, node, output);
-    let activation = activation(model, &sum);
-    let (positions, image) = (space(&out_shape), space(&in_shape));
-    let (input, output) = (input.to_owned(), output.to_owned());
-    Some(Layer { node: node.id, kind, weight, bias, input, output, taps, inputs, outputs, partner, sum, activation, positions, image })
+    let (partner, sum) = sum(model, shapes, node, &output);
+    let Form { kind, taps, inputs, outputs, axes, positions, image } = form;
+    let (input, activation) = (input.to_owned(), activation(model, &sum));
+    Some(Layer {
+        node: node.id,
+        kind,
+        weight,
+        bias,
+        input,
+        output,
+        taps,
+        inputs,
+        outputs,
+        axes,
+        partner,
+        sum,
+        activation,
+        positions,
+        image,
+    })
 }
 
 /// The constant's name, when only one node reads it.
 fn own_constant(model: &Model, name: &str) -> Option<String> {
     model.constant_dims(name)?;
-    (model.consumers(name).len() == 1).then(|| name.to_owned())
+    (model.consumers(name).len() == 1 && !model.is_output(name)).then(|| name.to_owned())
 }
 
-fn conv(node: Node<'_>, weight: &[usize], channels: usize) -> Option<(Kind, usize)> {
-    let &[outputs, per_group, height, width] = weight else { return None };
-    if !matches!(node.string("auto_pad"), None | Some("" | "NOTSET")) {
+/// The bias of a Conv or Gemm, if it has one; `None` when it has one that is not its own.
+fn own_bias(model: &Model, node: Node<'_>) -> Option<Option<String>> {
+    match node.input(2) {
+        None => Some(None),
+        Some(name) => own_constant(model, name).map(Some),
+    }
+}
+
+/// The bias that an Add behind a MatMul adds, and that Add's output.
+fn bias_behind(model: &Model, node: Node<'_>, outputs: usize) -> (Option<String>, Option<String>) {
+    let found = || {
+        let output = node.output(0)?;
+        let &[only] = model.consumers(output) else { return None };
+        let add = model.node(only.node).filter(|n| n.is("Add") && !model.is_output(output))?;
+        let bias = own_constant(model, add.inputs().find(|i| *i != output)?)?;
+        let dims = model.constant_dims(&bias).filter(|d| d.last() == Some(&outputs) && d.iter().product::<usize>() == outputs)?;
+        model.floats(&bias).filter(|_| dims.len() <= 3)?;
+        Some((bias, add.output(0)?.to_owned()))
+    };
+    found().map_or((None, None), |(bias, output)| (Some(bias), Some(output)))
+}
+
+/// What a node says of itself.
+struct Form {
+    kind: Kind,
+    taps: usize,
+    inputs: usize,
+    outputs: usize,
+    axes: [usize; 2],
+    positions: [usize; 2],
+    image: [usize; 2],
+}
+
+fn conv(node: Node<'_>, weight: &[usize], input: &[usize], output: &[usize]) -> Option<Form> {
+    let (&outputs, &per_group, kernel) = (weight.first()?, weight.get(1)?, weight.get(2..)?);
+    let rank = kernel.len();
+    if !matches!(node.string("auto_pad"), None | Some("" | "NOTSET")) || !(1..=2).contains(&rank) {
         return None;
     }
-    let list = |name: &str, default: &[usize]| -> Option<Vec<usize>> {
-        node.ints(name).map_or(Some(default.to_vec()), |v| v.iter().map(|&i| usize::try_from(i).ok()).collect())
+    let list = |name: &str, default: Vec<usize>| -> Option<Vec<usize>> {
+        node.ints(name).map_or(Some(default), |v| v.iter().map(|&i| usize::try_from(i).ok()).collect())
+    };
+    // A missing height is 1.
+    let plane = |v: &[usize]| match *v {
+        [width] => Some([1, width]),
+        [height, width] => Some([height, width]),
+        _ => None,
+    };
+    let pads = match *list("pads", vec![0; 2 * rank])?.as_slice() {
+        [left, right] => [0, left, 0, right],
+        [top, left, bottom, right] => [top, left, bottom, right],
+        _ => return None,
     };
     let window = Window {
-        kernel: [height, width],
-        strides: list("strides", &[1, 1])?.try_into().ok()?,
-        pads: list("pads", &[0; 4])?.try_into().ok()?,
-        dilations: list("dilations", &[1, 1])?.try_into().ok()?,
+        kernel: plane(kernel)?,
+        strides: plane(&list("strides", vec![1; rank])?)?,
+        pads,
+        dilations: plane(&list("dilations", vec![1; rank])?)?,
     };
-    let groups = usize::try_from(node.int("group").unwrap_or(1)).ok()?;
-    let taps = height * width;
-    match groups {
-        1 if per_group == channels => Some((Kind::Conv(window), taps)),
-        n if n == channels && per_group == 1 && outputs == channels => Some((Kind::Depthwise(window), taps)),
-        _ => None,
+    let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
+    let inputs = *input.get(1)?;
+    if per_group * groups != inputs || !outputs.is_multiple_of(groups) {
+        return None;
     }
+    let (positions, image) = (plane(output.get(2..)?)?, plane(input.get(2..)?)?);
+    Some(Form { kind: Kind::Conv { window, groups }, taps: kernel.iter().product(), inputs, outputs, axes: [1, 1], positions, image })
 }
 
-/// Whether the weight is `[outputs, columns]`; `None` for forms that are not solved.
-fn gemm(node: Node<'_>, input: &[usize], weight: &[usize]) -> Option<bool> {
+/// A Gemm, or a MatMul with a matrix, over the last axis of rows that grow with the batch.
+fn linear(model: &Model, shapes: &Shapes, node: Node<'_>, weight: &[usize]) -> Option<Form> {
     let unit = |name: &str| node.float(name).is_none_or(|v| v == 1.0);
-    let plain = node.is("Gemm") && node.int("transA").unwrap_or(0) == 0 && unit("alpha") && unit("beta");
-    (plain && input.len() == 2 && weight.len() == 2).then(|| node.int("transB").unwrap_or(0) != 0)
+    let gemm = node.is("Gemm") && node.int("transA").unwrap_or(0) == 0 && unit("alpha") && unit("beta");
+    let &[rows, columns] = weight else { return None };
+    if !gemm && !node.is("MatMul") {
+        return None;
+    }
+    let transposed = gemm && node.int("transB").unwrap_or(0) != 0;
+    let (inputs, outputs) = if transposed { (columns, rows) } else { (rows, columns) };
+    let places = |rows: usize| -> Option<usize> {
+        let shape = shapes.at(node.input(0)?, rows)?;
+        let (last, leading) = shape.split_last()?;
+        (*last == inputs && !leading.is_empty()).then(|| leading.iter().product())
+    };
+    let length = match model.inputs().first()?.dims.as_deref() {
+        Some([pleach_onnx::builder::Dim::Fixed(rows), ..]) => places(1)?.checked_div(*rows)?,
+        _ => places(1).filter(|&one| places(2) == Some(2 * one))?,
+    };
+    let last = shapes.axes(node.input(0)?)?.len() - 1;
+    let space = [length.max(1), 1];
+    Some(Form { kind: Kind::Linear { transposed }, taps: 1, inputs, outputs, axes: [last, last], positions: space, image: space })
 }
 
-/// The partner and the output of an Add that alone reads the layer's output and whose partner comes from an earlier node.
-fn sum(model: &Model, node: Node<'_>, output: &str) -> (Option<String>, String) {
+/// The partner and the output of an Add that alone reads the layer's output and whose partner, of the same shape, comes from an
+/// earlier node.
+fn sum(model: &Model, shapes: &Shapes, node: Node<'_>, output: &str) -> (Option<String>, String) {
     let found = || {
         let &[only] = model.consumers(output) else { return None };
         let add = model.node(only.node).filter(|n| n.is("Add"))?;
         let other = add.inputs().find(|i| *i != output)?;
         let earlier = model.producer(other).is_some_and(|p| p.id < node.id);
-        let through = earlier && !model.is_output(output) && model.constant_dims(other).is_none();
+        let alike = shapes.at(other, 1) == shapes.at(output, 1);
+        let through = earlier && alike && !model.is_output(output) && model.constant_dims(other).is_none();
         through.then(|| Some((other.to_owned(), add.output(0)?.to_owned()))).flatten()
     };
     match found() {
@@ -254,103 +343,60 @@ fn sum(model: &Model, node: Node<'_>, output: &str) -> (Option<String>, String) 
     }
 }
 
-/// The activation that every reader of a tensor applies.
-fn activation(model: &Model, tensor: &str) -> Activation {
-    let read = |node: Node<'_>| -> Option<Activation> {
-        if node.is("Relu") {
-            return Some(Activation::Clip(0.0, f32::INFINITY));
-        }
-        let bound = |index: usize, free: f32| node.input(index).map_or(Some(free), |name| model.floats(name)?.1.first().copied());
-        (node.is("Clip") && node.attribute("min").is_none() && node.attribute("max").is_none())
-            .then(|| Some(Activation::Clip(bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?)))
-            .flatten()
-    };
-    let mut all = model.consumers(tensor).iter().map(|u| model.node(u.node).and_then(read));
-    let first = all.next().flatten();
-    match first {
-        Some(activation) if !model.is_output(tensor) && all.all(|a| a == first) => activation,
-        Some(_) | None => Activation::None,
-    }
-}
-
-/// Draws a layer's input patches at positions of each image: rows in image order, `[images * positions, columns]`
-/// (`[.., inputs * taps]` for a depthwise layer, too).
+/// Draws a layer's input patches at positions of each row: rows in order, `[samples, channels * taps]`.
 pub(crate) fn patches(layer: &Layer, input: &[f32], channels: usize, at: &Positions) -> Rows {
-    let Some(window) = layer.window() else {
-        return Rows::new(input.len() / channels.max(1), channels, input.to_vec());
-    };
-    use rayon::prelude::*;
-    let [height, width] = layer.image;
-    let (area, cols) = (height * width, channels * layer.taps);
-    let images = input.len() / (channels * area).max(1);
-    let mut data = vec![0.0f32; images * at.per_image * cols];
-    data.par_chunks_mut((at.per_image * cols).max(1)).enumerate().for_each(|(image, out)| {
-        let planes = &input[image * channels * area..(image + 1) * channels * area];
-        for (row, &position) in out.chunks_mut(cols).zip(at.of(image)) {
-            let (y, x) = (position / layer.positions[1], position % layer.positions[1]);
-            for ky in 0..window.kernel[0] {
-                let iy = (y * window.strides[0] + ky * window.dilations[0]).wrapping_sub(window.pads[0]);
-                for kx in 0..window.kernel[1] {
-                    let ix = (x * window.strides[1] + kx * window.dilations[1]).wrapping_sub(window.pads[1]);
-                    if iy < height && ix < width {
-                        let tap = ky * window.kernel[1] + kx;
-                        let source = planes[iy * width + ix..].iter().step_by(area);
-                        row[tap..].iter_mut().step_by(layer.taps).zip(source).for_each(|(o, &v)| *o = v);
-                    }
-                }
+    let (area, cols) = (layer.image[0] * layer.image[1], channels * layer.taps);
+    let mut data = vec![0.0f32; at.samples() * cols];
+    let mut parts = Vec::with_capacity(at.rows());
+    let mut rest = data.as_mut_slice();
+    for row in 0..at.rows() {
+        let (part, behind) = rest.split_at_mut(at.of(row).len() * cols);
+        parts.push(part);
+        rest = behind;
+    }
+    parts.into_par_iter().enumerate().for_each(|(row, out)| {
+        let values = input.get(row * channels * area..(row + 1) * channels * area).unwrap_or_default();
+        for (sample, &position) in out.chunks_mut(cols.max(1)).zip(at.of(row)) {
+            match layer.window() {
+                Some(window) => patch(layer, window, values, position, sample),
+                None => sample.copy_from_slice(&values[position * channels..(position + 1) * channels]),
             }
         }
     });
-    Rows::new(images * at.per_image, cols, data)
+    Rows::new(at.samples(), cols, data)
 }
 
-/// Draws a layer's output (or any tensor of its shape) at positions of each image: `[images * positions, channels]`.
-pub(crate) fn points(layer: &Layer, output: &[f32], channels: usize, at: &Positions) -> Rows {
-    let area = layer.positions[0] * layer.positions[1];
-    let images = output.len() / (channels * area).max(1);
-    let mut data = Vec::with_capacity(images * at.per_image * channels);
-    for (image, planes) in output.chunks((channels * area).max(1)).enumerate() {
-        for &position in at.of(image) {
-            data.extend(planes.iter().skip(position).step_by(area));
-        }
-    }
-    Rows::new(images * at.per_image, channels, data)
-}
-
-/// The output positions of a layer that are looked at, for each image.
-#[derive(Clone, Debug)]
-pub(crate) struct Positions {
-    pub(crate) per_image: usize,
-    chosen: Vec<usize>,
-}
-
-impl Positions {
-    /// One pseudo-random position in each of `per_image` equal stretches of the plane; the same for the same seed.
-    pub(crate) fn draw(area: usize, per_image: usize, images: usize, seed: u64) -> Self {
-        let per_image = per_image.min(area).max(1);
-        let mut s = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut chosen = Vec::with_capacity(images * per_image);
-        for _ in 0..images {
-            for part in 0..per_image {
-                s ^= s << 13;
-                s ^= s >> 7;
-                s ^= s << 17;
-                let (start, end) = (part * area / per_image, (part + 1) * area / per_image);
-                chosen.push(start + (s >> 33) as usize % (end - start).max(1));
+/// The patch of planes `[channels, height, width]` that makes one output position.
+fn patch(layer: &Layer, window: &Window, planes: &[f32], position: usize, sample: &mut [f32]) {
+    let [height, width] = layer.image;
+    let (y, x) = (position / layer.positions[1], position % layer.positions[1]);
+    for ky in 0..window.kernel[0] {
+        let iy = (y * window.strides[0] + ky * window.dilations[0]).wrapping_sub(window.pads[0]);
+        for kx in 0..window.kernel[1] {
+            let ix = (x * window.strides[1] + kx * window.dilations[1]).wrapping_sub(window.pads[1]);
+            if iy < height && ix < width {
+                let tap = ky * window.kernel[1] + kx;
+                let source = planes[iy * width + ix..].iter().step_by(height * width);
+                sample[tap..].iter_mut().step_by(layer.taps).zip(source).for_each(|(o, &v)| *o = v);
             }
         }
-        Self { per_image, chosen }
     }
+}
 
-    /// The positions of images `start..start + images`.
-    pub(crate) fn slice(&self, start: usize, images: usize) -> Self {
-        let chosen = self.chosen.get(start * self.per_image..(start + images) * self.per_image).unwrap_or_default().to_vec();
-        Self { per_image: self.per_image, chosen }
+/// Draws a layer's output (or any tensor of its shape) at positions of each row: `[samples, channels]`.
+pub(crate) fn points(layer: &Layer, output: &[f32], channels: usize, at: &Positions) -> Rows {
+    let area = layer.area();
+    let mut data = Vec::with_capacity(at.samples() * channels);
+    for row in 0..at.rows() {
+        let values = output.get(row * channels * area..(row + 1) * channels * area).unwrap_or_default();
+        for &position in at.of(row) {
+            match layer.kind {
+                Kind::Conv { .. } => data.extend(values.iter().skip(position).step_by(area)),
+                Kind::Linear { .. } => data.extend(&values[position * channels..(position + 1) * channels]),
+            }
+        }
     }
-
-    fn of(&self, image: usize) -> &[usize] {
-        self.chosen.get(image * self.per_image..(image + 1) * self.per_image).unwrap_or_default()
-    }
+    Rows::new(at.samples(), channels, data)
 }
 
 /// A failed run, as an engine error.

@@ -11,6 +11,7 @@ use crate::analysis::{Analysis, Held, Watch, check_data};
 use crate::atlas::{Atlas, widths_of};
 use crate::error::PruneError;
 use crate::evaluate::{Judgement, Labelled, judge};
+use crate::levels::Plan;
 use crate::progress::{Progress, Silent, Stage, step};
 use crate::reconstruct::{Effort, reconstruct};
 use crate::report::{Feasible, FrontPoint, GroupWidth, Outcome, Report, Shortfall, Target};
@@ -150,8 +151,8 @@ impl Run<'_> {
 
     fn reconstructed(&self, choice: &Choice, effort: Effort, progress: &dyn Progress) -> Result<Model, PruneError> {
         let Analysis { network, statistics, .. } = self.analysis;
-        let keep = self.analysis.keep(&widths_of(self.problem, choice));
-        reconstruct(network, statistics, &self.inputs, &keep, effort, self.runtime, progress)
+        let plan = Plan { keep: self.analysis.keep(&widths_of(self.problem, choice)), ..Plan::default() };
+        reconstruct(network, statistics, &self.inputs, &plan, effort, self.runtime, progress)
     }
 
     /// The variant of a choice, and its divergence from the dense model.

@@ -10,16 +10,22 @@ use pleach_domain::Tensor;
 use pleach_domain::runtime::Runtime;
 use pleach_onnx::Patch;
 use pleach_onnx::builder::{ElementKind, value_info};
+use rayon::prelude::*;
 
 use crate::error::PruneError;
 use crate::linear::{Rows, gram};
-use crate::network::{Kind, Layer, Network, Positions, model_error, patches, points};
+use crate::network::{Layer, Network, model_error, patches, points};
+use crate::positions::Positions;
 use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Inputs, Runner, floats};
 use crate::task::{Emphasis, Task};
 
 /// Fewest and most output positions of a convolution that are looked at in one image.
 const POSITIONS: (usize, usize) = (16, 64);
+/// Fewest positions where many layers share the memory of the targets.
+const FEWEST: usize = 4;
+/// Targets of all layers together, in bytes.
+const TARGET_BYTES: usize = 768 << 20;
 /// Samples wanted for each column of a layer.
 const SAMPLES_PER_COLUMN: usize = 10;
 /// Activations of one batch, in bytes.
@@ -30,12 +36,13 @@ const BATCH_BYTES: usize = 64 << 20;
 pub(crate) struct LayerStatistics {
     /// Output positions looked at, for each fitting row.
     pub(crate) positions: Positions,
-    /// The sum before the activation at those positions, `[rows * positions, outputs]`.
+    /// The sum before the activation at those positions, `[samples, outputs]`.
     pub(crate) targets: Rows,
-    /// Mean of each column; empty where no group narrows the input.
+    /// Mean of each column, those of all groups side by side; empty where no group narrows the input.
     pub(crate) mean: Vec<f64>,
-    /// Centred Gram matrix of the columns, divided by the samples; empty where no group narrows the input.
-    pub(crate) gram: Mat<f64>,
+    /// For each group of the layer the centred Gram matrix of its columns, divided by the samples' weight; empty where no group
+    /// narrows the input, and of depthwise layers.
+    pub(crate) grams: Vec<Mat<f64>>,
 }
 
 /// Statistics of a dense network.
@@ -58,8 +65,8 @@ struct Sums {
     /// Subtracted from every sample, so that sums of squares keep their digits.
     shift: Vec<f64>,
     sum: Vec<f64>,
-    squares: Mat<f64>,
-    samples: usize,
+    squares: Vec<Mat<f64>>,
+    weight: f64,
 }
 
 /// Bytes of activations that one row needs when every layer is looked at.
@@ -100,15 +107,16 @@ pub(crate) fn collect(
         let given: BTreeMap<&str, Tensor> = inputs.iter().map(|(n, t)| (*n, t.slice_rows(start, end))).collect();
         let find = |name: &str| found.get(name).copied().or_else(|| given.get(name));
         let found = task.answers(end - start, find)?;
-        emphasis.extend(task.emphasis(&given.iter().map(|(n, t)| (*n, t)).collect(), &found));
+        let here = task.emphasis(&given.iter().map(|(n, t)| (*n, t)).collect(), &found);
         let behind = found.part(held.saturating_sub(start).min(found.rows), found.rows);
         answers.rows += behind.rows;
         answers.data.extend(behind.data);
         seen = end;
         for (collector, layer) in layers.iter_mut().zip(&network.layers) {
             let (Some(input), Some(sum)) = (find(&layer.input), find(&layer.sum)) else { continue };
-            collector.add(layer, floats(input)?, floats(sum)?, start, (end - start).min(fit_rows.saturating_sub(start)));
+            collector.add(layer, floats(input)?, floats(sum)?, &here, start, (end - start).min(fit_rows.saturating_sub(start)));
         }
+        emphasis.extend(here);
         Ok(())
     })?;
     let layers = layers.into_iter().map(Collector::finish).collect();
@@ -116,6 +124,8 @@ pub(crate) fn collect(
 }
 
 struct Collector {
+    /// Positions wanted of each row.
+    wanted: usize,
     positions: Positions,
     targets: Rows,
     sums: Option<Sums>,
@@ -123,48 +133,65 @@ struct Collector {
 
 impl Collector {
     fn new(network: &Network, layer: &Layer, index: usize, fit_rows: usize) -> Self {
-        let area = layer.positions[0] * layer.positions[1];
         let wanted = (SAMPLES_PER_COLUMN * layer.columns()).div_ceil(fit_rows.max(1)).clamp(POSITIONS.0, POSITIONS.1);
-        let positions = Positions::draw(area, wanted, fit_rows, index as u64);
-        let narrowed = !network.input_groups(layer).is_empty() && !matches!(layer.kind, Kind::Depthwise(_));
-        let (columns, outputs) = (layer.columns(), layer.outputs);
-        let sums = narrowed.then(|| Sums { shift: Vec::new(), sum: vec![0.0; columns], squares: Mat::zeros(columns, columns), samples: 0 });
-        Self { positions, targets: Rows::new(0, outputs, Vec::new()), sums }
+        let affordable = TARGET_BYTES / (4 * layer.outputs * network.layers.len() * fit_rows.max(1)).max(1);
+        let narrowed = !network.input_groups(layer).is_empty() && !layer.depthwise();
+        let columns = layer.columns();
+        let sums = narrowed.then(|| Sums {
+            shift: Vec::new(),
+            sum: vec![0.0; columns * layer.groups()],
+            squares: vec![Mat::zeros(columns, columns); layer.groups()],
+            weight: 0.0,
+        });
+        let targets = Rows::new(0, layer.outputs, Vec::new());
+        Self { wanted: wanted.min(affordable.max(FEWEST)), positions: Positions::new(index as u64), targets, sums }
     }
 
-    /// Adds the first `rows` rows of a batch that starts at row `start`.
-    fn add(&mut self, layer: &Layer, input: &[f32], sum: &[f32], start: usize, rows: usize) {
-        if rows == 0 {
+    /// Adds the first `rows` rows of a batch that starts at row `start`; `emphasis` is that of the rows from there.
+    fn add(&mut self, layer: &Layer, input: &[f32], sum: &[f32], emphasis: &Emphasis, start: usize, rows: usize) {
+        for row in 0..rows {
+            self.positions.draw(row, layer.positions, self.wanted, emphasis);
+        }
+        let at = self.positions.part(start, start + rows);
+        if at.samples() == 0 {
             return;
         }
-        let at = self.positions.slice(start, rows);
-        let part = |data: &[f32], channels: usize, space: [usize; 2]| data.len().min(rows * channels * space[0] * space[1]);
-        let sum = sum.get(..part(sum, layer.outputs, layer.positions)).unwrap_or_default();
         let found = points(layer, sum, layer.outputs, &at);
         self.targets.rows += found.rows;
         self.targets.data.extend(found.data);
         let Some(sums) = &mut self.sums else { return };
-        let input = input.get(..part(input, layer.inputs, layer.image)).unwrap_or_default();
         let mut samples = patches(layer, input, layer.inputs, &at);
+        let weights = at.weights();
         if sums.shift.is_empty() {
-            sums.shift = samples.means();
+            sums.shift = samples.view().means(weights);
         }
         samples.shift(&sums.shift);
-        sums.samples += samples.rows;
-        sums.sum.iter_mut().zip(samples.means()).for_each(|(s, m)| *s += m * samples.rows as f64);
-        sums.squares += gram(&samples);
+        let weight = weights.map_or(samples.rows as f64, |w| w.iter().map(|&w| f64::from(w)).sum());
+        sums.weight += weight;
+        sums.sum.iter_mut().zip(samples.view().means(weights)).for_each(|(s, m)| *s += m * weight);
+        if let [only] = sums.squares.as_mut_slice() {
+            *only += gram(samples.view(), weights);
+            return;
+        }
+        let columns = layer.columns();
+        sums.squares.par_iter_mut().enumerate().for_each(|(g, squares)| {
+            let own: Vec<usize> = (g * columns..(g + 1) * columns).collect();
+            *squares += gram(samples.view().columns(&own).view(), weights);
+        });
     }
 
     fn finish(self) -> LayerStatistics {
-        let Some(sums) = self.sums else {
-            return LayerStatistics { positions: self.positions, targets: self.targets, mean: Vec::new(), gram: Mat::new() };
+        let Self { positions, targets, sums, .. } = self;
+        let Some(sums) = sums.filter(|s| s.weight > 0.0) else {
+            return LayerStatistics { positions, targets, mean: Vec::new(), grams: Vec::new() };
         };
-        let n = sums.samples.max(1) as f64;
-        let off: Vec<f64> = sums.sum.iter().map(|s| s / n).collect();
-        let size = off.len();
-        let gram = Mat::from_fn(size, size, |i, j| sums.squares[(i, j)] / n - off[i] * off[j]);
-        let mean = off.iter().zip(&sums.shift).map(|(o, s)| o + s).collect();
-        LayerStatistics { positions: self.positions, targets: self.targets, mean, gram }
+        let off: Vec<f64> = sums.sum.iter().map(|s| s / sums.weight).collect();
+        let centred = |(g, squares): (usize, &Mat<f64>)| {
+            let n = squares.nrows();
+            Mat::from_fn(n, n, |i, j| squares[(i, j)] / sums.weight - off[g * n + i] * off[g * n + j])
+        };
+        let grams = sums.squares.iter().enumerate().map(centred).collect();
+        LayerStatistics { positions, targets, mean: off.iter().zip(&sums.shift).map(|(o, s)| o + s).collect(), grams }
     }
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use pleach_onnx::node_macs;
 
 use super::{PlanItem, twins};
+use crate::activation::Activation;
 use crate::analysis::Analysis;
 use crate::coupling::Units;
 use crate::error::PruneError;
 use crate::levels::widths;
-use crate::network::{Activation, Kind, Layer, Network, Window};
+use crate::network::{Kind, Layer, Network, Window};
 use crate::solve::{Choice, Cost, Levels, Term};
 
 /// Most kernels of one plan.
@@ -24,11 +25,21 @@ const WHOLE_SHARES: [f64; 2] = [0.75, 0.5];
 /// Everything that a kernel's time depends on besides its widths.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Shape {
-    pub(super) depthwise: bool,
-    /// `None` for a Gemm.
-    pub(super) window: Option<Window>,
+    pub(super) form: Form,
+    /// Height and width of the input; of a sequence its length and 1.
     pub(super) image: [usize; 2],
     pub(super) activation: bool,
+}
+
+/// What a kernel computes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Form {
+    /// In so many groups.
+    Conv(Window, usize),
+    /// As many groups as channels.
+    Depthwise(Window),
+    /// A Gemm, or a MatMul on sequences.
+    Linear,
 }
 
 /// One layer's place in the grid.
@@ -132,8 +143,7 @@ impl Grid {
 
     /// Bytes of the encoded model, `dense` of them at full width.
     pub(super) fn size(&self, dense: usize) -> Cost {
-        let bytes =
-            |p: &Place, inputs: f64, outputs: f64| 4.0 * outputs * (1.0 + if p.shape.depthwise { 1.0 } else { inputs } * p.taps as f64);
+        let bytes = |p: &Place, inputs: f64, outputs: f64| 4.0 * outputs * (1.0 + p.per_output(inputs) * p.taps as f64);
         let terms = self.places.iter().map(|p| self.term(p, |i, o| bytes(p, i, o))).collect();
         let full: f64 = self.places.iter().map(|p| bytes(p, p.inputs as f64, p.outputs as f64)).sum();
         Cost { constant: dense as f64 - full, terms }
@@ -160,9 +170,22 @@ impl Grid {
 }
 
 impl Place {
+    fn depthwise(&self) -> bool {
+        matches!(self.shape.form, Form::Depthwise(_))
+    }
+
+    /// Input channels that one output is summed over.
+    fn per_output(&self, inputs: f64) -> f64 {
+        match self.shape.form {
+            Form::Conv(_, groups) => inputs / groups as f64,
+            Form::Depthwise(_) => 1.0,
+            Form::Linear => inputs,
+        }
+    }
+
     /// Measured pairs of input and output channels.
     fn pairs(&self) -> Vec<(usize, usize)> {
-        if self.shape.depthwise {
+        if self.depthwise() {
             return self.anchors[1].iter().map(|&c| (c, c)).collect();
         }
         self.anchors[0].iter().flat_map(|&i| self.anchors[1].iter().map(move |&o| (i, o))).collect()
@@ -172,7 +195,7 @@ impl Place {
     fn between(&self, measured: &BTreeMap<(usize, usize), f64>, inputs: f64, outputs: f64) -> f64 {
         let at = |i: usize, o: usize| measured.get(&(i, o)).copied().unwrap_or(0.0);
         let (o0, o1, v) = bracket(&self.anchors[1], outputs);
-        if self.shape.depthwise {
+        if self.depthwise() {
             return at(o0, o0) * (1.0 - v) + at(o1, o1) * v;
         }
         let (i0, i1, u) = bracket(&self.anchors[0], inputs);
@@ -200,8 +223,11 @@ fn place(network: &Network, layer: &Layer) -> Place {
         groups.entry(group.id.0).or_default().1 += per_unit(units);
     }
     let shape = Shape {
-        depthwise: matches!(layer.kind, Kind::Depthwise(_)),
-        window: layer.window().cloned(),
+        form: match &layer.kind {
+            Kind::Conv { window, .. } if layer.depthwise() => Form::Depthwise(window.clone()),
+            Kind::Conv { window, groups } => Form::Conv(window.clone(), *groups),
+            Kind::Linear { .. } => Form::Linear,
+        },
         image: layer.image,
         activation: layer.activation != Activation::None,
     };

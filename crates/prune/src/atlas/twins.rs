@@ -9,10 +9,10 @@ use pleach_onnx::proto::{AttributeProto, TensorProto};
 use pleach_onnx::{Model, OnnxError, Patch};
 
 use super::PlanItem;
-use super::grid::Shape;
+use super::grid::{Form, Shape};
 use crate::analysis::Analysis;
 use crate::error::PruneError;
-use crate::network::model_error;
+use crate::network::{Window, model_error};
 use crate::surgery;
 
 /// Times the same kernel stands in a graph, so that the call and the layout changes at the ends weigh little.
@@ -22,32 +22,32 @@ pub(super) const REPEATS: usize = 4;
 pub(super) fn key(shape: &Shape, inputs: usize, outputs: usize, batch: usize) -> String {
     let relu = if shape.activation { " relu" } else { "" };
     let list = |v: &[usize]| v.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-    match &shape.window {
-        None => format!("gemm {inputs}-{outputs}{relu} b{batch}"),
-        Some(w) => {
-            let op = if shape.depthwise { "depthwise" } else { "conv" };
-            let (k, s, p, d, image) = (list(&w.kernel), list(&w.strides), list(&w.pads), list(&w.dilations), list(&shape.image));
-            format!("{op} k{k} s{s} p{p} d{d} i{image} {inputs}-{outputs}{relu} b{batch}")
-        }
-    }
+    let walk = |w: &Window| {
+        let (k, s, p, d) = (list(&w.kernel), list(&w.strides), list(&w.pads), list(&w.dilations));
+        format!("k{k} s{s} p{p} d{d} i{}", list(&shape.image))
+    };
+    let form = match &shape.form {
+        Form::Conv(window, 1) => format!("conv {}", walk(window)),
+        Form::Conv(window, groups) => format!("conv g{groups} {}", walk(window)),
+        Form::Depthwise(window) => format!("depthwise {}", walk(window)),
+        Form::Linear if shape.image == [1, 1] => "gemm".to_owned(),
+        Form::Linear => format!("matmul n{}", shape.image[0]),
+    };
+    format!("{form} {inputs}-{outputs}{relu} b{batch}")
 }
 
 /// A kernel's graph: [`REPEATS`] layers that read one input and add up, each with its bias and activation.
 pub(super) fn kernel(shape: &Shape, inputs: usize, outputs: usize, batch: usize) -> Result<TimedModel, PruneError> {
     let mut graph = GraphBuilder::new("kernel");
-    let dims = match shape.window {
-        Some(_) => vec![batch, inputs, shape.image[0], shape.image[1]],
-        None => vec![batch, inputs],
+    let dims = match shape.form {
+        Form::Conv(..) | Form::Depthwise(_) => vec![batch, inputs, shape.image[0], shape.image[1]],
+        Form::Linear if shape.image == [1, 1] => vec![batch, inputs],
+        Form::Linear => vec![batch, shape.image[0], inputs],
     };
     let x = graph.input("x", ElementKind::Float, &dims.iter().map(|&d| Dim::Fixed(d)).collect::<Vec<_>>());
-    let (weight, attributes) = layer_form(shape, inputs, outputs);
-    let fan_in: usize = weight.iter().skip(1).product();
     let mut sum: Option<String> = None;
     for i in 0..REPEATS {
-        let w = filled(&mut graph, &format!("w{i}"), &weight, fill(fan_in, i));
-        let b = filled(&mut graph, &format!("b{i}"), &[outputs], fill(outputs, i));
-        let op = if shape.window.is_some() { "Conv" } else { "Gemm" };
-        let mut y = graph.node(op, &[&x, &w, &b], attributes.clone());
+        let mut y = layer(&mut graph, shape, &x, inputs, outputs, i);
         if let Some(before) = &sum {
             y = graph.node("Add", &[&y, before], vec![]);
         }
@@ -62,22 +62,39 @@ pub(super) fn kernel(shape: &Shape, inputs: usize, outputs: usize, batch: usize)
     Ok(TimedModel { model: model.encode(), inputs: vec![("x".to_owned(), tensor)] })
 }
 
+/// One layer with its bias, the `index`th of a graph.
+fn layer(graph: &mut GraphBuilder, shape: &Shape, x: &str, inputs: usize, outputs: usize, index: usize) -> String {
+    let sequence = shape.form == Form::Linear && shape.image != [1, 1];
+    let (weight, attributes) = layer_form(shape, inputs, outputs);
+    let fan_in: usize = if sequence { inputs } else { weight.iter().skip(1).product() };
+    let w = filled(graph, &format!("w{index}"), &weight, fill(fan_in, index));
+    let b = filled(graph, &format!("b{index}"), &[outputs], fill(outputs, index));
+    match shape.form {
+        Form::Conv(..) | Form::Depthwise(_) => graph.node("Conv", &[x, &w, &b], attributes),
+        Form::Linear if sequence => {
+            let y = graph.node("MatMul", &[x, &w], vec![]);
+            graph.node("Add", &[&y, &b], vec![])
+        }
+        Form::Linear => graph.node("Gemm", &[x, &w, &b], attributes),
+    }
+}
+
 fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<AttributeProto>) {
     let ints = |v: &[usize]| v.iter().map(|&x| i64::try_from(x).unwrap_or(i64::MAX)).collect::<Vec<i64>>();
-    match &shape.window {
-        None => (vec![outputs, inputs], vec![attribute("transB", 1i64)]),
-        Some(w) => {
-            let groups = if shape.depthwise { inputs } else { 1 };
-            let attributes = vec![
-                attribute("kernel_shape", ints(&w.kernel)),
-                attribute("strides", ints(&w.strides)),
-                attribute("pads", ints(&w.pads)),
-                attribute("dilations", ints(&w.dilations)),
-                attribute("group", i64::try_from(groups).unwrap_or(i64::MAX)),
-            ];
-            (vec![outputs, inputs / groups, w.kernel[0], w.kernel[1]], attributes)
-        }
-    }
+    let (w, groups) = match &shape.form {
+        Form::Linear if shape.image == [1, 1] => return (vec![outputs, inputs], vec![attribute("transB", 1i64)]),
+        Form::Linear => return (vec![inputs, outputs], vec![]),
+        Form::Conv(window, groups) => (window, *groups),
+        Form::Depthwise(window) => (window, inputs),
+    };
+    let attributes = vec![
+        attribute("kernel_shape", ints(&w.kernel)),
+        attribute("strides", ints(&w.strides)),
+        attribute("pads", ints(&w.pads)),
+        attribute("dilations", ints(&w.dilations)),
+        attribute("group", i64::try_from(groups).unwrap_or(i64::MAX)),
+    ];
+    (vec![outputs, inputs / groups, w.kernel[0], w.kernel[1]], attributes)
 }
 
 /// The whole network at given widths, with every parameter replaced.
