@@ -73,11 +73,21 @@ pub enum OnnxError {
         /// What is wrong, with expected and got.
         reason: String,
     },
-    /// A tensor whose data lies in another file.
-    #[error("tensor `{name}` lies in an external file: expected its data inside the model")]
+    /// A tensor whose data lie in another file that is not there or does not fit.
+    #[error("tensor `{name}` lies in an external file: {reason}")]
     ExternalData {
         /// Tensor name.
         name: String,
+        /// What is wrong, with expected and got.
+        reason: String,
+    },
+    /// A function that cannot be put in the place of its calls.
+    #[error("function `{name}`: {reason}")]
+    Function {
+        /// Domain and name.
+        name: String,
+        /// What is wrong.
+        reason: String,
     },
     /// Two definitions of one tensor.
     #[error("tensor `{name}` is defined twice, the second time by {by}")]

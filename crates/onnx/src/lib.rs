@@ -8,7 +8,10 @@
 //! is bounded by [`Limits`].
 
 pub mod builder;
+mod encode;
 mod error;
+mod external;
+mod inline;
 mod model;
 mod patch;
 mod shapes;
@@ -19,6 +22,7 @@ mod wire;
 
 pub use builder::GraphBuilder;
 pub use error::OnnxError;
+pub use external::{ReadFile, Split};
 pub use model::{Dim, Model, Node, NodeId, Use, ValueInfo};
 pub use patch::Patch;
 pub use shapes::{AxisLength, ShapeProbe, Shapes};

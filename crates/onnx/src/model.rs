@@ -1,29 +1,22 @@
 //! A validated model and the tables through which it is read.
 
+mod constants;
+mod node;
+
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::error::OnnxError;
-use crate::proto::tensor_proto::DataType;
+use crate::external::{self, ReadFile};
 use crate::proto::tensor_shape_proto::dimension::Value as DimValue;
 use crate::proto::type_proto::Value as TypeValue;
-use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use crate::tensor::{self, Constant, ConstantData};
+use crate::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::validate::{self, Limits};
-use crate::wire;
-
-/// A node's place in the graph's order, from 0. Patches that remove or insert nodes shift those behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub usize);
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+use crate::{encode, tensor, wire};
+use node::captured;
+pub use node::{Node, NodeId};
 
 /// One use of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +47,14 @@ pub struct ValueInfo {
     pub dims: Option<Vec<Dim>>,
 }
 
-/// A model that passed validation. Cloning is cheap where it matters: constants are shared.
+/// A model that passed validation. Cloning is cheap where it matters: weights are shared.
 #[derive(Clone, Debug)]
 pub struct Model {
     proto: ModelProto,
     graph: GraphProto,
+    /// The bytes it was read from, itself or, when `changed`, what it was patched from.
     original: Option<Bytes>,
+    changed: bool,
     tables: Tables,
 }
 
@@ -68,23 +63,43 @@ struct Tables {
     producers: HashMap<String, NodeId>,
     consumers: HashMap<String, Vec<Use>>,
     initializers: HashMap<String, usize>,
+    /// Names of graph inputs and sparse initializers.
+    sources: HashSet<String>,
+    outputs: HashSet<String>,
 }
 
 impl Model {
-    /// Decodes and validates an ONNX file.
+    /// Decodes and validates an ONNX file that holds all its weights.
     ///
     /// # Errors
     /// Any [`OnnxError`] but those of patches and probes: the file is no model, truncated, over a limit, of an unknown version
-    /// or operator set, or inconsistent.
+    /// or operator set, inconsistent, or has weights in other files.
     pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, OnnxError> {
-        if bytes.len() > limits.max_bytes {
-            return Err(OnnxError::TooLarge { what: "bytes", got: bytes.len() as u64, limit: limits.max_bytes as u64 });
-        }
-        wire::check(bytes, limits.max_fields)?;
-        let original = Bytes::copy_from_slice(bytes);
-        let proto = ModelProto::decode(original.clone()).map_err(OnnxError::Malformed)?;
+        Self::decode_bytes(Bytes::copy_from_slice(bytes), limits)
+    }
+
+    /// Like [`Model::decode`], without a copy: weights stay where they are in `bytes`.
+    ///
+    /// # Errors
+    /// As [`Model::decode`].
+    pub fn decode_bytes(bytes: Bytes, limits: &Limits) -> Result<Self, OnnxError> {
+        let proto = parse(&bytes, limits)?;
         let mut model = Self::from_proto(proto, limits)?;
-        model.original = Some(original);
+        model.original = Some(bytes);
+        Ok(model)
+    }
+
+    /// Decodes and validates an ONNX file with weights in other files, which `read` gives by their location: a relative path of
+    /// plain names that stays in the model's folder. Each is asked for once and kept whole, so it may well be mapped memory.
+    ///
+    /// # Errors
+    /// As [`Model::decode`], and [`OnnxError::ExternalData`] for a file that cannot be read or does not hold what the model says.
+    pub fn decode_external(bytes: Bytes, limits: &Limits, read: &mut ReadFile<'_>) -> Result<Self, OnnxError> {
+        let mut proto = parse(&bytes, limits)?;
+        let resolved = external::resolve(&mut proto, limits, read)?;
+        let mut model = Self::from_proto(proto, limits)?;
+        model.original = Some(bytes);
+        model.changed = resolved > 0;
         Ok(model)
     }
 
@@ -95,17 +110,50 @@ impl Model {
     pub fn from_proto(proto: ModelProto, limits: &Limits) -> Result<Self, OnnxError> {
         validate::check(&proto, limits)?;
         let mut proto = proto;
-        let graph = proto.graph.take().unwrap_or_default();
+        let mut graph = proto.graph.take().unwrap_or_default();
+        graph.initializer.iter_mut().for_each(tensor::settle);
         let tables = Tables::new(&graph);
-        Ok(Self { proto, graph, original: None, tables })
+        Ok(Self { proto, graph, original: None, changed: false, tables })
     }
 
-    /// Encodes the model: the very bytes it was decoded from unless it was patched.
+    /// This model, changed to `proto`: what is the same there keeps its bytes.
+    pub(crate) fn changed_to(&self, proto: ModelProto) -> Result<Self, OnnxError> {
+        let mut model = Self::from_proto(proto, &Limits::unlimited())?;
+        model.original.clone_from(&self.original);
+        model.changed = true;
+        Ok(model)
+    }
+
+    /// Encodes the model with all its weights: the very bytes it was decoded from unless it was patched or its weights lay in
+    /// other files; else everything that did not change keeps its bytes. Beyond 2 GiB use [`Model::encode_external`].
     pub fn encode(&self) -> Vec<u8> {
         match &self.original {
-            Some(bytes) => bytes.to_vec(),
+            Some(bytes) if !self.changed => bytes.to_vec(),
+            Some(bytes) => encode::splice(bytes, &self.proto, &self.graph).unwrap_or_else(|| self.to_proto().encode_to_vec()),
             None => self.to_proto().encode_to_vec(),
         }
+    }
+
+    /// The bytes the model was decoded from, or those of the model it was patched from.
+    pub fn original(&self) -> Option<&Bytes> {
+        self.original.as_ref()
+    }
+
+    /// Whether it differs from [`Model::original`].
+    pub fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Encodes the model with its weights of at least `min_bytes` in another file, to be stored at `location` in its folder.
+    ///
+    /// # Errors
+    /// [`OnnxError::ExternalData`] when the location leaves the folder.
+    pub fn encode_external(&self, location: &str, min_bytes: usize) -> Result<external::Split, OnnxError> {
+        let mut graph = self.graph.clone();
+        let data = external::split(&mut graph, location, min_bytes)?;
+        let plain = || ModelProto { graph: Some(graph.clone()), ..self.proto.clone() }.encode_to_vec();
+        let model = self.original.as_ref().and_then(|bytes| encode::splice(bytes, &self.proto, &graph));
+        Ok(external::Split { model: model.unwrap_or_else(plain), data })
     }
 
     /// The model as a protobuf message.
@@ -146,14 +194,12 @@ impl Model {
 
     /// Whether a tensor is a graph output.
     pub fn is_output(&self, tensor: &str) -> bool {
-        self.graph.output.iter().any(|o| o.name() == tensor)
+        self.tables.outputs.contains(tensor)
     }
 
     /// Whether the graph holds a tensor of that name in any role.
     pub fn is_defined(&self, tensor: &str) -> bool {
-        self.tables.producers.contains_key(tensor)
-            || self.tables.initializers.contains_key(tensor)
-            || self.graph.input.iter().any(|i| i.name() == tensor)
+        self.tables.producers.contains_key(tensor) || self.tables.initializers.contains_key(tensor) || self.tables.sources.contains(tensor)
     }
 
     /// A name like `wanted` that the graph does not use yet.
@@ -178,67 +224,6 @@ impl Model {
     pub fn initializers(&self) -> impl Iterator<Item = &str> {
         self.graph.initializer.iter().map(|t| t.name())
     }
-
-    /// The stored tensor behind a constant: an initializer, or the value of a `Constant` node, named by its output.
-    pub fn constant_proto(&self, name: &str) -> Option<&TensorProto> {
-        if let Some(&index) = self.tables.initializers.get(name) {
-            return self.graph.initializer.get(index);
-        }
-        let node = self.producer(name).filter(|n| n.is("Constant"))?;
-        node.attribute("value").and_then(|a| a.t.as_ref())
-    }
-
-    /// A constant as a tensor of its own name, whatever form its node or initializer has.
-    pub fn constant_tensor(&self, name: &str) -> Option<TensorProto> {
-        if let Some(tensor) = self.constant_proto(name) {
-            return Some(TensorProto { name: Some(name.to_owned()), ..tensor.clone() });
-        }
-        match self.constant(name)? {
-            Constant { dims, data: ConstantData::Floats(values) } => tensor::encode_floats(name, &dims, &values, DataType::Float).ok(),
-            Constant { dims, data: ConstantData::Ints(values) } => tensor::encode_ints(name, &dims, &values).ok(),
-            Constant { data: ConstantData::Other, .. } => None,
-        }
-    }
-
-    /// Axis lengths of a constant.
-    pub fn constant_dims(&self, name: &str) -> Option<Vec<usize>> {
-        match self.constant_proto(name) {
-            Some(tensor) => tensor::dims(tensor).ok(),
-            None => self.constant(name).map(|c| c.dims),
-        }
-    }
-
-    /// A constant's elements, whatever its storage: initializer or `Constant` node, raw or typed data.
-    pub fn constant(&self, name: &str) -> Option<Constant> {
-        if let Some(tensor) = self.constant_proto(name) {
-            return tensor::decode(tensor).ok();
-        }
-        let node = self.producer(name).filter(|n| n.is("Constant"))?;
-        let list = |data: ConstantData, len: usize| Constant { dims: vec![len], data };
-        node.proto.attribute.iter().find_map(|a| match a.name() {
-            "value_float" => Some(Constant { dims: vec![], data: ConstantData::Floats(vec![a.f()]) }),
-            "value_int" => Some(Constant { dims: vec![], data: ConstantData::Ints(vec![a.i()]) }),
-            "value_floats" => Some(list(ConstantData::Floats(a.floats.clone()), a.floats.len())),
-            "value_ints" => Some(list(ConstantData::Ints(a.ints.clone()), a.ints.len())),
-            _ => None,
-        })
-    }
-
-    /// A constant's elements as floats, with its axis lengths.
-    pub fn floats(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
-        match self.constant(name)? {
-            Constant { dims, data: ConstantData::Floats(values) } => Some((dims, values)),
-            Constant { data: ConstantData::Ints(_) | ConstantData::Other, .. } => None,
-        }
-    }
-
-    /// A constant's elements as integers.
-    pub fn ints(&self, name: &str) -> Option<Vec<i64>> {
-        match self.constant(name)?.data {
-            ConstantData::Ints(values) => Some(values),
-            ConstantData::Floats(_) | ConstantData::Other => None,
-        }
-    }
 }
 
 impl Tables {
@@ -256,109 +241,20 @@ impl Tables {
                 tables.producers.insert(name.clone(), id);
             }
         }
+        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name());
+        tables.sources = graph.input.iter().map(|i| i.name()).chain(sparse).map(str::to_owned).collect();
+        tables.outputs = graph.output.iter().map(|o| o.name().to_owned()).collect();
         tables.initializers = graph.initializer.iter().enumerate().map(|(i, t)| (t.name().to_owned(), i)).collect();
         tables
     }
 }
 
-/// Outer tensors that the graphs nested in a node use, in name order.
-fn captured(node: &NodeProto) -> Vec<&str> {
-    let mut free: Vec<&str> = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).flat_map(free_names).collect();
-    free.sort_unstable();
-    free.dedup();
-    free
-}
-
-fn free_names(graph: &GraphProto) -> Vec<&str> {
-    let own: HashSet<&str> = (graph.input.iter().map(|i| i.name()))
-        .chain(graph.initializer.iter().map(|t| t.name()))
-        .chain(graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
-        .collect();
-    (graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str).chain(captured(n))))
-        .chain(graph.output.iter().map(|o| o.name()))
-        .filter(|name| !name.is_empty() && !own.contains(name))
-        .collect()
-}
-
-/// A node, read.
-#[derive(Clone, Copy, Debug)]
-pub struct Node<'a> {
-    /// Its place in the graph.
-    pub id: NodeId,
-    /// The node as stored.
-    pub proto: &'a NodeProto,
-}
-
-impl<'a> Node<'a> {
-    /// Operator name.
-    pub fn op_type(&self) -> &'a str {
-        self.proto.op_type()
+fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto, OnnxError> {
+    if bytes.len() > limits.max_bytes {
+        return Err(OnnxError::TooLarge { what: "bytes", got: bytes.len() as u64, limit: limits.max_bytes as u64 });
     }
-
-    /// Operator set; `""` is ai.onnx.
-    pub fn domain(&self) -> &'a str {
-        validate::canonical_domain(self.proto.domain())
-    }
-
-    /// Whether this is the ai.onnx operator `op`.
-    pub fn is(&self, op: &str) -> bool {
-        self.op_type() == op && self.domain().is_empty()
-    }
-
-    /// The node's name, or operator and first output when it has none.
-    pub fn label(&self) -> String {
-        validate::label(self.proto)
-    }
-
-    /// Input tensor by position; `None` when absent.
-    pub fn input(&self, index: usize) -> Option<&'a str> {
-        self.proto.input.get(index).map(String::as_str).filter(|n| !n.is_empty())
-    }
-
-    /// Output tensor by position; `None` when absent.
-    pub fn output(&self, index: usize) -> Option<&'a str> {
-        self.proto.output.get(index).map(String::as_str).filter(|n| !n.is_empty())
-    }
-
-    /// Present inputs, in order.
-    pub fn inputs(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.proto.input.iter().map(String::as_str).filter(|n| !n.is_empty())
-    }
-
-    /// Present outputs, in order.
-    pub fn outputs(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.proto.output.iter().map(String::as_str).filter(|n| !n.is_empty())
-    }
-
-    /// Outer tensors that graphs nested in this node use.
-    pub fn captured(&self) -> Vec<&'a str> {
-        captured(self.proto)
-    }
-
-    /// An attribute as stored.
-    pub fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
-        self.proto.attribute.iter().find(|a| a.name() == name)
-    }
-
-    /// An integer attribute.
-    pub fn int(&self, name: &str) -> Option<i64> {
-        self.attribute(name).map(|a| a.i())
-    }
-
-    /// A list of integers.
-    pub fn ints(&self, name: &str) -> Option<&'a [i64]> {
-        self.attribute(name).map(|a| a.ints.as_slice())
-    }
-
-    /// A float attribute.
-    pub fn float(&self, name: &str) -> Option<f32> {
-        self.attribute(name).map(|a| a.f())
-    }
-
-    /// A string attribute, when it is UTF-8.
-    pub fn string(&self, name: &str) -> Option<&'a str> {
-        self.attribute(name).and_then(|a| std::str::from_utf8(a.s()).ok())
-    }
+    wire::check(bytes, limits)?;
+    ModelProto::decode(bytes.clone()).map_err(OnnxError::Malformed)
 }
 
 fn value_info(info: &ValueInfoProto) -> ValueInfo {

@@ -3,22 +3,22 @@
 //! A patch collects edits against one model; [`Model::apply`] makes them all and validates the result, or fails and leaves the
 //! model as it was. Node ids always mean the model the patch is applied to, whatever other edits the patch holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::error::OnnxError;
 use crate::model::{Model, NodeId};
+use crate::proto::tensor_proto::DataType;
 use crate::proto::tensor_shape_proto::Dimension;
 use crate::proto::tensor_shape_proto::dimension::Value as DimValue;
 use crate::proto::type_proto::Value as TypeValue;
 use crate::proto::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::tensor;
-use crate::validate::Limits;
 
 /// A set of edits to one model.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
     constants: BTreeMap<String, TensorProto>,
-    removed_initializers: Vec<String>,
+    removed_initializers: HashSet<String>,
     nodes: BTreeMap<usize, Edit>,
     appended: Vec<NodeProto>,
     renames: HashMap<String, String>,
@@ -67,7 +67,7 @@ impl Patch {
     /// # Errors
     /// [`OnnxError::Tensor`] when dimensions and elements disagree.
     pub fn set_floats(&mut self, model: &Model, name: &str, dims: &[usize], values: &[f32]) -> Result<&mut Self, OnnxError> {
-        let kind = model.constant_proto(name).map_or(crate::proto::tensor_proto::DataType::Float, tensor::data_type);
+        let kind = model.constant_type(name).and_then(|kind| DataType::try_from(kind).ok()).unwrap_or(DataType::Float);
         Ok(self.set_constant(tensor::encode_floats(name, dims, values, kind)?))
     }
 
@@ -81,7 +81,7 @@ impl Patch {
 
     /// Removes an initializer (and the graph input that lists it).
     pub fn remove_initializer(&mut self, name: &str) -> &mut Self {
-        self.removed_initializers.push(name.to_owned());
+        self.removed_initializers.insert(name.to_owned());
         self
     }
 
@@ -188,35 +188,57 @@ impl Model {
             rename(graph, &patch.renames);
         }
         edit_values(graph, patch);
-        let limits = Limits { max_bytes: usize::MAX, max_fields: u64::MAX, max_nodes: usize::MAX, ..Limits::default() };
-        Self::from_proto(proto, &limits)
+        self.changed_to(proto)
     }
 }
 
 fn set_constants(graph: &mut GraphProto, patch: &Patch) {
-    graph.initializer.retain(|t| !patch.removed_initializers.iter().any(|name| name == t.name()));
-    graph.input.retain(|i| !patch.removed_initializers.iter().any(|name| name == i.name()));
-    let places: HashMap<String, usize> = graph.initializer.iter().enumerate().map(|(i, t)| (t.name().to_owned(), i)).collect();
+    graph.initializer.retain(|t| !patch.removed_initializers.contains(t.name()));
+    graph.input.retain(|i| !patch.removed_initializers.contains(i.name()));
+    if patch.constants.is_empty() {
+        return;
+    }
+    let places = |names: &mut dyn Iterator<Item = String>| -> HashMap<String, usize> { names.enumerate().map(|(i, n)| (n, i)).collect() };
+    let initializers = places(&mut graph.initializer.iter().map(|t| t.name().to_owned()));
+    let inputs = places(&mut graph.input.iter().map(|i| i.name().to_owned()));
+    let nodes = places(&mut graph.node.iter().map(|n| n.output.first().cloned().unwrap_or_default()));
     for (name, tensor) in &patch.constants {
-        if let Some(old) = places.get(name).and_then(|&i| graph.initializer.get_mut(i)) {
+        let node = nodes.get(name).filter(|&&i| !patch.removes(i)).and_then(|&i| graph.node.get_mut(i));
+        if let Some(old) = initializers.get(name).and_then(|&i| graph.initializer.get_mut(i)) {
             *old = TensorProto {
                 doc_string: old.doc_string.take(),
                 metadata_props: std::mem::take(&mut old.metadata_props),
                 ..tensor.clone()
             };
-        } else if let Some((_, node)) = (graph.node.iter_mut().enumerate())
-            .find(|(i, n)| n.op_type() == "Constant" && n.output.first() == Some(name) && !patch.removes(*i))
-        {
-            node.attribute = vec![crate::builder::attribute("value", tensor.clone())];
+        } else if let Some(node) = node.filter(|n| matches!(n.op_type(), "Constant" | "ConstantOfShape")) {
+            graph.initializer.extend(set_node(node, tensor));
         } else {
             graph.initializer.push(tensor.clone());
         }
-        if let Some(info) = graph.input.iter_mut().find(|i| i.name() == name) {
+        if let Some(info) = inputs.get(name).and_then(|&i| graph.input.get_mut(i)) {
             for (axis, &length) in tensor.dims.iter().enumerate() {
                 set_length(info, axis, length);
             }
         }
     }
+}
+
+/// Lets a node give a constant. One that gave its shape alone still does where all elements are the same; the shape it needs is
+/// the result.
+fn set_node(node: &mut NodeProto, tensor: &TensorProto) -> Option<TensorProto> {
+    if node.op_type() == "ConstantOfShape" {
+        let zero = tensor::encode_floats("", &[1], &[0.0], DataType::Float).ok();
+        let value = node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref());
+        if value.or(zero.as_ref()).is_some_and(|value| tensor::is_filled(tensor, value)) {
+            let shape = format!("{}.shape", tensor.name());
+            node.input = vec![shape.clone()];
+            return tensor::encode_ints(&shape, &[tensor.dims.len()], &tensor.dims).ok();
+        }
+        node.op_type = Some("Constant".to_owned());
+        node.input.clear();
+    }
+    node.attribute = vec![crate::builder::attribute("value", tensor.clone())];
+    None
 }
 
 fn edit_nodes(graph: &mut GraphProto, patch: &Patch) {
@@ -281,7 +303,7 @@ fn edit_values(graph: &mut GraphProto, patch: &Patch) {
             }
         }
     }
-    let defined: std::collections::HashSet<&str> = (graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
+    let defined: HashSet<&str> = (graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
         .chain(graph.initializer.iter().map(|t| t.name()))
         .chain(graph.input.iter().map(|i| i.name()))
         .collect();

@@ -8,6 +8,7 @@ use prost::bytes::Bytes;
 use crate::error::OnnxError;
 use crate::proto::TensorProto;
 use crate::proto::tensor_proto::{DataLocation, DataType};
+use crate::validate::Limits;
 
 /// A constant's elements, row-major, decoded from any storage.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,13 +91,19 @@ pub(crate) fn element_bits(kind: DataType) -> Option<usize> {
 }
 
 /// Checks that dimensions, type and data agree.
-pub(crate) fn check(tensor: &TensorProto, max_rank: usize) -> Result<(), OnnxError> {
+pub(crate) fn check(tensor: &TensorProto, limits: &Limits) -> Result<(), OnnxError> {
     let dims = dims(tensor)?;
-    if dims.len() > max_rank {
-        return Err(wrong(tensor, format!("rank {}: expected at most {max_rank}", dims.len())));
+    if dims.len() > limits.max_rank {
+        return Err(wrong(tensor, format!("rank {}: expected at most {}", dims.len(), limits.max_rank)));
+    }
+    // An empty tensor costs nothing to store, yet its other axes may be of any length.
+    let others = dims.iter().filter(|&&d| d > 0).try_fold(1usize, |a, &d| a.checked_mul(d));
+    if dims.contains(&0) && others.is_none_or(|count| count > limits.max_elements) {
+        return Err(wrong(tensor, format!("dimensions {dims:?}: expected axes of at most {} elements", limits.max_elements)));
     }
     if tensor.data_location() == DataLocation::External || !tensor.external_data.is_empty() {
-        return Err(OnnxError::ExternalData { name: tensor.name().to_owned() });
+        let reason = "expected its data inside the model".to_owned();
+        return Err(OnnxError::ExternalData { name: tensor.name().to_owned(), reason });
     }
     let kind = data_type(tensor);
     let count = element_count(&dims).unwrap_or(usize::MAX);
@@ -145,22 +152,38 @@ fn typed_length(tensor: &TensorProto, kind: DataType, count: usize) -> (usize, O
     }
 }
 
+/// Least bytes of a typed list that is moved to `raw_data`.
+const SETTLED_BYTES: usize = 1024;
+
+/// Moves the elements of a large typed list to `raw_data`, where copies of the tensor share them.
+pub(crate) fn settle(tensor: &mut TensorProto) {
+    let whole_bytes = element_bits(data_type(tensor)).is_some_and(|bits| bits.is_multiple_of(8));
+    let raw = if whole_bytes { raw(tensor) } else { None };
+    if let Some(Cow::Owned(raw)) = raw.filter(|raw| raw.len() >= SETTLED_BYTES) {
+        tensor.float_data = Vec::new();
+        tensor.int32_data = Vec::new();
+        tensor.int64_data = Vec::new();
+        tensor.double_data = Vec::new();
+        tensor.uint64_data = Vec::new();
+        tensor.raw_data = Some(Bytes::from(raw));
+    }
+}
+
 /// A tensor's elements as little-endian row-major bytes, whatever list holds them; `None` for strings.
 fn raw(tensor: &TensorProto) -> Option<Cow<'_, [u8]>> {
     if let Some(raw) = tensor.raw_data.as_deref().filter(|raw| !raw.is_empty()) {
         return Some(Cow::Borrowed(raw));
     }
-    let small = || tensor.int32_data.iter();
     Some(Cow::Owned(match data_type(tensor) {
         DataType::Undefined | DataType::String => return None,
-        DataType::Float | DataType::Complex64 => tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DataType::Double | DataType::Complex128 => tensor.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DataType::Int64 => tensor.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DataType::Uint64 => tensor.uint64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DataType::Uint32 => tensor.uint64_data.iter().flat_map(|&v| (v as u32).to_le_bytes()).collect(),
-        DataType::Int32 => small().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Float | DataType::Complex64 => bytes(&tensor.float_data, |v| v.to_le_bytes()),
+        DataType::Double | DataType::Complex128 => bytes(&tensor.double_data, |v| v.to_le_bytes()),
+        DataType::Int64 => bytes(&tensor.int64_data, |v| v.to_le_bytes()),
+        DataType::Uint64 => bytes(&tensor.uint64_data, |v| v.to_le_bytes()),
+        DataType::Uint32 => bytes(&tensor.uint64_data, |v| (v as u32).to_le_bytes()),
+        DataType::Int32 => bytes(&tensor.int32_data, |v| v.to_le_bytes()),
         DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16 => {
-            small().flat_map(|&v| (v as u16).to_le_bytes()).collect()
+            bytes(&tensor.int32_data, |v| (v as u16).to_le_bytes())
         }
         DataType::Uint8
         | DataType::Int8
@@ -176,7 +199,7 @@ fn raw(tensor: &TensorProto) -> Option<Cow<'_, [u8]>> {
         | DataType::Float8e4m3fnuz
         | DataType::Float8e5m2
         | DataType::Float8e5m2fnuz
-        | DataType::Float8e8m0 => small().map(|&v| v as u8).collect(),
+        | DataType::Float8e8m0 => bytes(&tensor.int32_data, |v| [v as u8]),
     }))
 }
 
@@ -244,7 +267,7 @@ fn along(tensor: &TensorProto, axis: usize, rewrite: impl Fn(&[u8], usize, usize
         return Err(wrong(tensor, format!("axis {axis} of dimensions {dims:?} cannot be cut")));
     };
     let index_bytes = dims.iter().skip(axis + 1).product::<usize>() * bytes;
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(raw.len());
     if index_bytes * length > 0 {
         for row in raw.chunks_exact(index_bytes * length) {
             let row = rewrite(row, index_bytes, length);
@@ -262,13 +285,32 @@ fn along(tensor: &TensorProto, axis: usize, rewrite: impl Fn(&[u8], usize, usize
     })
 }
 
+/// A tensor of one element, repeated; `None` when that is no whole number of bytes.
+pub(crate) fn fill(dims: &[usize], value: &TensorProto) -> Option<TensorProto> {
+    let bits = element_bits(data_type(value)).filter(|bits| bits.is_multiple_of(8))?;
+    let element = raw(value).filter(|raw| raw.len() == bits / 8)?;
+    let raw = element.repeat(element_count(dims)?);
+    Some(TensorProto {
+        dims: dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect(),
+        data_type: value.data_type,
+        raw_data: Some(Bytes::from(raw)),
+        ..TensorProto::default()
+    })
+}
+
+/// Whether all elements are those of `value`, a tensor of one.
+pub(crate) fn is_filled(tensor: &TensorProto, value: &TensorProto) -> bool {
+    let (Some(all), Some(one)) = (raw(tensor), raw(value)) else { return false };
+    tensor.data_type == value.data_type && !one.is_empty() && all.chunks(one.len()).all(|element| element == &*one)
+}
+
 /// A tensor of floats in the storage type of `like` (FLOAT when that is not a float type), as `raw_data`.
 pub(crate) fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: DataType) -> Result<TensorProto, OnnxError> {
     let raw: Vec<u8> = match kind {
-        DataType::Float16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        DataType::Bfloat16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        DataType::Double => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DataType::Float16 => bytes(values, |v| f16::from_f32(v).to_le_bytes()),
+        DataType::Bfloat16 => bytes(values, |v| bf16::from_f32(v).to_le_bytes()),
+        DataType::Double => bytes(values, |v| f64::from(v).to_le_bytes()),
+        _ => bytes(values, f32::to_le_bytes),
     };
     let kind = match kind {
         DataType::Float16 | DataType::Bfloat16 | DataType::Double => kind,
@@ -279,8 +321,7 @@ pub(crate) fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: Da
 
 /// An INT64 tensor as `raw_data`.
 pub fn encode_ints(name: &str, dims: &[usize], values: &[i64]) -> Result<TensorProto, OnnxError> {
-    let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    encode_raw(name, dims, values.len(), raw, DataType::Int64)
+    encode_raw(name, dims, values.len(), bytes(values, i64::to_le_bytes), DataType::Int64)
 }
 
 fn encode_raw(name: &str, dims: &[usize], count: usize, raw: Vec<u8>, kind: DataType) -> Result<TensorProto, OnnxError> {
@@ -295,6 +336,12 @@ fn encode_raw(name: &str, dims: &[usize], count: usize, raw: Vec<u8>, kind: Data
         raw_data: Some(Bytes::from(raw)),
         ..TensorProto::default()
     })
+}
+
+fn bytes<T: Copy, const N: usize>(values: &[T], of: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(values.len() * N);
+    values.iter().for_each(|&v| out.extend_from_slice(&of(v)));
+    out
 }
 
 fn map<const N: usize, T>(raw: &[u8], parse: impl Fn([u8; N]) -> T) -> Vec<T> {

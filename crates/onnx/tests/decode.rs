@@ -107,15 +107,22 @@ fn a_model_without_a_graph_is_no_onnx() {
 
 #[test]
 fn unknown_operator_sets_are_named() {
-    let other = |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
-    assert_eq!(
-        message(changed(|m| m.opset_import.push(other("x.y", 3)))),
-        "operator set `x.y` version 3: expected ai.onnx 7 to 25, ai.onnx.ml 1 to 5 or com.microsoft 1"
-    );
-    assert!(message(changed(|m| m.opset_import = vec![other("", 6)])).starts_with("operator set `ai.onnx` version 6"));
-    assert!(message(changed(|m| m.opset_import = vec![other("ai.onnx", 99)])).starts_with("operator set `ai.onnx` version 99"));
+    let set = |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
+    let with = |domain: &str, version| {
+        let used = changed(|m| {
+            m.opset_import.push(set(domain, version));
+            m.graph.as_mut().unwrap().node[1].domain = Some(domain.to_owned());
+        });
+        message(used)
+    };
+    let expected = "expected ai.onnx 7 to 26, ai.onnx.ml 1 to 5, com.microsoft 1, or functions of the model's own";
+    assert_eq!(with("x.y", 3), format!("operator set `x.y` version 3: {expected}"));
+    assert_eq!(with("com.microsoft", 9), format!("operator set `com.microsoft` version 9: {expected}"));
+    assert!(message(changed(|m| m.opset_import = vec![set("", 6)])).starts_with("operator set `ai.onnx` version 6"));
+    assert!(message(changed(|m| m.opset_import = vec![set("ai.onnx", 99)])).starts_with("operator set `ai.onnx` version 99"));
     assert!(message(changed(|m| m.opset_import.clear())).starts_with("operator set `ai.onnx` version 0"));
-    assert!(changed(|m| m.opset_import = vec![other("ai.onnx", 17)]).is_ok());
+    assert!(changed(|m| m.opset_import = vec![set("ai.onnx", 17)]).is_ok());
+    assert!(changed(|m| m.opset_import.push(set("x.y", 3))).is_ok(), "no node uses it");
 }
 
 #[test]
