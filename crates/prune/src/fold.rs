@@ -1,18 +1,18 @@
-//! Exact simplifications before anything is measured: constants become initializers, aliases copies of their own, and
-//! BatchNormalization part of the layer before it.
+//! Exact simplifications before anything is measured: functions become the nodes they stand for, constants initializers, aliases
+//! copies of their own, and BatchNormalization part of the layer before it.
 //!
 //! What the engine then sees are layers with a bias. What cannot be folded stays as it is.
 
 use std::collections::BTreeSet;
 
-use pleach_onnx::{Model, Node, OnnxError, Patch};
+use pleach_onnx::{Limits, Model, Node, OnnxError, Patch};
 
 /// Folds a model. The result computes the same outputs, up to the rounding of one multiplication a weight.
 ///
 /// # Errors
 /// What validation finds in the folded graph.
 pub fn fold(model: &Model) -> Result<Model, OnnxError> {
-    let model = constants_to_initializers(model)?;
+    let model = constants_to_initializers(&model.inline(&Limits::default())?)?;
     let model = remove_identities(&model)?;
     fold_normalizations(&model)
 }

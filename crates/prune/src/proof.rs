@@ -96,8 +96,7 @@ pub struct Findings {
 /// random walk over its layers: ten half steps are allowed. In a quantised tensor a step is up to 2/255 of its largest value, and
 /// one is allowed. A wrong channel moves an output by about its own size.
 pub fn bar(model: &Model) -> f64 {
-    let constants = model.initializers().chain(model.nodes().filter(|n| n.is("Constant")).filter_map(|n| n.output(0)));
-    let stored = constants.filter_map(|name| model.constant_proto(name)).map(|tensor| tensor.data_type());
+    let stored = model.constants().filter_map(|name| model.constant_type(name));
     let cast = model.nodes().filter(|n| n.is("Cast")).filter_map(|n| i32::try_from(n.int("to")?).ok());
     let types: Vec<i32> = stored.chain(cast).chain(model.inputs().into_iter().map(|i| i.element_type)).collect();
     let quantized = model.nodes().any(|n| matches!(n.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear"));

@@ -127,6 +127,7 @@ impl<'a> Trace<'a> {
         }
         match node.op_type() {
             "Constant" => Some(()),
+            "ConstantOfShape" if self.root(node.output(0)?).is_some() => Some(()),
             "Identity" if self.root(node.input(0)?).is_some() => Some(()),
             "Conv" => self.conv(node),
             "BatchNormalization" => self.batch_norm(node),
