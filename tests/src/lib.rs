@@ -1,3 +1,4 @@
-//! What the end-to-end tests, and the tests of the store, share.
+//! What the end-to-end tests, the tests of the store, and the benches share.
 
+pub mod models;
 pub mod postgres;

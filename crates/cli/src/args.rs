@@ -8,6 +8,7 @@ use pleach_domain::id::{DeviceId, ModelName};
 
 const EXAMPLES: &str = "\
 Examples:
+  pleach inspect model.onnx --prove
   pleach get devices
   pleach get windows --class x8664-avx512-1t --limit 20 -o json
   pleach model push --name shoes --onnx model.onnx --calibration calibration.npz --validation validation.npz
@@ -15,6 +16,16 @@ Examples:
   pleach token create --uses 10 --ttl 1h --label site=berlin
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the controller could not be reached.";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  pleach inspect model.onnx
+  pleach inspect model.onnx --prove --output json
+  pleach inspect model.onnx --output html > model.html
+  pleach inspect detector.onnx --shape images=1,3,640,640
+
+Images are taken to be 224 by 224 and sequences 128 long where the model leaves that free, and smaller where it does not run
+on these. Inputs are random numbers; indices stay within their tables, and masks are ones.";
 
 /// Prunes one trained model to fit every kind of device in a fleet, and runs the fleet.
 #[derive(Debug, Parser)]
@@ -52,6 +63,16 @@ pub struct ConnectionArgs {
 /// Verbs and nouns.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// What a model is and how much of it can be pruned; needs no controller
+    Inspect(Inspect),
+    /// What the controller is asked.
+    #[command(flatten)]
+    Remote(RemoteCommand),
+}
+
+/// Verbs and nouns that need a controller.
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
     /// List what there is
     Get(Get),
     /// Models
@@ -66,6 +87,37 @@ pub enum Command {
     /// Devices
     #[command(subcommand)]
     Device(DeviceCommand),
+}
+
+/// `pleach inspect`.
+#[derive(Args, Debug)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub struct Inspect {
+    /// The model, .onnx
+    pub model: PathBuf,
+    /// Prove on the model itself that its groups can be cut: exit code 1 when a proof does not hold
+    #[arg(long)]
+    pub prove: bool,
+    /// How to print
+    #[arg(short, long, default_value = "text")]
+    pub output: InspectOutput,
+    /// Shape of an input whose axes the model leaves free (may be repeated)
+    #[arg(long = "shape", value_name = "INPUT=LENGTHS", value_parser = parse_shape)]
+    pub shapes: Vec<(String, Vec<usize>)>,
+    /// ONNX Runtime's library, version 1.28 or newer
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// How an inspection is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InspectOutput {
+    /// For people.
+    Text,
+    /// For programs; lists everything.
+    Json,
+    /// A page with a picture, in one file.
+    Html,
 }
 
 /// `pleach get`.
@@ -218,6 +270,13 @@ fn parse_seconds(text: &str) -> Result<u32, String> {
     number.parse().ok().and_then(|n: u32| n.checked_mul(unit_seconds)).filter(|&s| s > 0).ok_or_else(expected)
 }
 
+fn parse_shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    let expected = || format!("{text:?}: expected INPUT=LENGTHS, e.g. images=1,3,224,224");
+    let (name, lengths) = text.rsplit_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(expected)?;
+    let lengths = if lengths.is_empty() { Ok(vec![]) } else { lengths.split(',').map(|l| l.trim().parse()).collect() };
+    Ok((name.to_owned(), lengths.map_err(|_| expected())?))
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -236,7 +295,7 @@ mod tests {
         // The environment of whoever runs the test stays out of the text.
         let mut command = Cli::command().mut_args(|a| a.hide_env_values(true));
         insta::assert_snapshot!("help", command.render_long_help());
-        for words in [&["get"][..], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]] {
+        for words in [&["inspect"][..], &["get"], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]] {
             let mut at = Cli::command().mut_args(|a| a.hide_env_values(true));
             at.build();
             let mut at = &mut at;

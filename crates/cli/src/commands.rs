@@ -1,5 +1,6 @@
 //! What the commands do.
 
+mod inspect;
 mod model;
 
 use std::path::Path;
@@ -9,7 +10,7 @@ use anyhow::Context;
 use pleach_domain::policy::Policy;
 use pleach_proto::rest::NewToken;
 
-use crate::args::{Cli, Command, DeviceCommand, Get, ModelCommand, Output, PolicyCommand, TokenCommand, label_map};
+use crate::args::{Cli, Command, DeviceCommand, Get, ModelCommand, Output, PolicyCommand, RemoteCommand, TokenCommand, label_map};
 use crate::client::{Client, Connection};
 use crate::table;
 
@@ -18,26 +19,30 @@ use crate::table;
 /// # Errors
 /// Whatever kept it from being done, with [`crate::ClientError`] in the chain when the controller was asked.
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    let command = match cli.command {
+        Command::Inspect(args) => return inspect::inspect(&args),
+        Command::Remote(command) => command,
+    };
     let connection = Connection { api: cli.connection.api, ca_file: cli.connection.ca, token_file: cli.connection.token_file };
     let client = Client::new(&connection)?;
-    match cli.command {
-        Command::Get(get) => list(&client, &get).await,
-        Command::Model(ModelCommand::Push { name, onnx, calibration, validation }) => {
+    match command {
+        RemoteCommand::Get(get) => list(&client, &get).await,
+        RemoteCommand::Model(ModelCommand::Push { name, onnx, calibration, validation }) => {
             model::push(&client, name, &onnx, &calibration, &validation).await
         }
-        Command::Policy(PolicyCommand::Apply { file }) => {
+        RemoteCommand::Policy(PolicyCommand::Apply { file }) => {
             let policy = read_policy(&file)?;
             client.apply_policy(&policy).await?;
             println!("policy {} applied", policy.name);
             Ok(())
         }
-        Command::Token(TokenCommand::Create { uses, ttl, labels }) => {
+        RemoteCommand::Token(TokenCommand::Create { uses, ttl, labels }) => {
             let token = client.create_token(&NewToken { labels: label_map(&labels), uses, ttl_seconds: ttl }).await?;
             println!("{}", token.token.context("the controller did not send the token's text")?);
             eprintln!("token {} enrols {} device(s); it is not shown again", token.id, token.uses_left);
             Ok(())
         }
-        Command::Device(DeviceCommand::Revoke { id }) => {
+        RemoteCommand::Device(DeviceCommand::Revoke { id }) => {
             client.revoke_device(id.as_str()).await?;
             println!("device {id} revoked");
             Ok(())

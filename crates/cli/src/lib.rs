@@ -1,12 +1,13 @@
 //! The command line `pleach`, and the client of the REST interface that other tools of the project share.
 //!
 //! Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1 refused or failed, 2 wrong usage,
-//! 3 the controller could not be reached.
+//! 3 the controller could not be reached. `inspect` needs no controller.
 
 pub mod args;
 pub mod client;
 pub mod commands;
 pub mod error;
+pub mod inspect;
 pub mod table;
 
 pub use client::{Client, Connection};

@@ -109,15 +109,22 @@ pub fn render(noun: Noun, items: Vec<Value>, now_ms: i64) -> Result<String, serd
 }
 
 fn table<T: DeserializeOwned>(headers: &[&str], items: Vec<Value>, row: impl Fn(T) -> Vec<String>) -> Result<String, serde_json::Error> {
+    let rows = items.into_iter().map(|item| Ok(row(serde_json::from_value(item)?))).collect::<Result<_, serde_json::Error>>()?;
+    Ok(plain(headers, rows))
+}
+
+/// A table without lines; without a header when `headers` is empty.
+pub fn plain(headers: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(headers);
-    for item in items {
-        table.add_row(row(serde_json::from_value(item)?));
+    table.load_style(presets::NOTHING);
+    if !headers.is_empty() {
+        table.set_header(headers);
     }
+    table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    Ok(table.trim_fmt())
+    table.trim_fmt()
 }
 
 fn or_dash(text: Option<String>) -> String {

@@ -26,6 +26,10 @@ pub struct TensorSpec {
 pub enum Optimization {
     /// As written, operator by operator.
     Disabled,
+    /// What holds on every processor and keeps to standard operators.
+    Basic,
+    /// Fusions into operators of the runtime's own, too.
+    Extended,
     /// Everything the runtime can do.
     All,
 }

@@ -95,6 +95,8 @@ impl OrtRuntime {
     pub(crate) fn session(&self, model: &[u8], optimization: Optimization) -> Result<Session, InferenceError> {
         let level = match optimization {
             Optimization::Disabled => GraphOptimizationLevel::Disable,
+            Optimization::Basic => GraphOptimizationLevel::Level1,
+            Optimization::Extended => GraphOptimizationLevel::Level2,
             Optimization::All => GraphOptimizationLevel::All,
         };
         let mut builder = Session::builder(&self.environment)

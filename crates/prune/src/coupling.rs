@@ -22,7 +22,7 @@ use pleach_domain::runtime::RuntimeError;
 use pleach_onnx::{Model, NodeId, OnnxError, Shapes, node_macs};
 use thiserror::Error;
 
-pub use shapes::{LoadedProbe, measure_shapes};
+pub use shapes::{LoadedProbe, PROBE_ROWS, measure_shapes};
 
 /// Which group; numbered from 0 in the order of the first producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]

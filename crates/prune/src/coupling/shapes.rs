@@ -9,7 +9,8 @@ use pleach_onnx::{Dim, Model, ShapeProbe, Shapes, ValueInfo};
 
 use super::CouplingError;
 
-const ROWS: [usize; 2] = [2, 3];
+/// Batch sizes at which shapes are measured.
+pub const PROBE_ROWS: [usize; 2] = [2, 3];
 
 /// Measures the shapes of every tensor of a model. `examples` gives, by input, the axis lengths behind the batch axis; it is
 /// needed only where the model leaves them free.
@@ -23,9 +24,10 @@ pub fn measure_shapes(model: &Model, runtime: &dyn Runtime, examples: &BTreeMap<
     };
     let mut probe = LoadedProbe::new(model, runtime)?;
     if !inputs.iter().any(free_batch) {
-        return probe.measure_fixed(&zeros(ROWS[0])?);
+        return probe.measure_fixed(&zeros(PROBE_ROWS[0])?);
     }
-    probe.measure(zeros)
+    let [small, large] = PROBE_ROWS;
+    probe.measure([&zeros(small)?, &zeros(large)?])
 }
 
 /// A model's shape probe, loaded: measures the same model on inputs of several shapes.
@@ -45,13 +47,13 @@ impl LoadedProbe {
         Ok(Self { probe, loaded })
     }
 
-    /// Measures with the inputs that `inputs` makes for two batch sizes.
+    /// Measures with inputs of the two batch sizes [`PROBE_ROWS`].
     ///
     /// # Errors
-    /// [`CouplingError`] when an input cannot be made or the model does not run on it.
-    pub fn measure(&mut self, inputs: impl Fn(usize) -> Result<Vec<(String, Tensor)>, CouplingError>) -> Result<Shapes, CouplingError> {
-        let [small, large] = ROWS;
-        let runs = [self.run(&inputs(small)?)?, self.run(&inputs(large)?)?];
+    /// [`CouplingError`] when the model does not run on them.
+    pub fn measure(&mut self, inputs: [&[(String, Tensor)]; 2]) -> Result<Shapes, CouplingError> {
+        let [small, large] = PROBE_ROWS;
+        let runs = [self.run(inputs[0])?, self.run(inputs[1])?];
         Ok(self.probe.read((small, &runs[0]), (large, &runs[1]))?)
     }
 
