@@ -45,6 +45,7 @@ pub(super) async fn run(
         max_size_bytes: budget.max_size_bytes,
         min_accuracy: Some(budget.accuracy_floor),
         batch: budget.batch as usize,
+        ..Target::default()
     };
     let (runtime, progress) = (controller.runtime.clone(), Arc::clone(tracker));
     let outcome = engine

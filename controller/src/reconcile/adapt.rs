@@ -86,7 +86,7 @@ async fn observe(session: &mut Session, scope: &Scope, at_ms: i64) -> Result<Opt
     recent.retain(|w| since.get(&w.device).is_some_and(|&proven_ms| w.received_at_ms > proven_ms));
     let part = |name: &str| variant.report.get(name).cloned().unwrap_or_default();
     let front: Vec<FrontPoint> = serde_json::from_value(part("front")).map_err(ReconcileError::document("front of a variant"))?;
-    let planned = serde_json::from_value(part("predicted_latency_us"));
+    let planned = serde_json::from_value(part("predicted_latency_p50_us"));
     let planned_us: f64 = planned.map_err(ReconcileError::document("predicted latency of a variant"))?;
     let evidence = Evidence {
         devices: by_device(&recent, &policy.adaptation),

@@ -198,7 +198,7 @@ impl Fleet {
             budget_us: 7_000.0,
             state: VariantState::Made,
             digest: Some(Digest::new([6; 32])),
-            report: json!({"front": front, "predicted_latency_us": 7_000.0}),
+            report: json!({"front": front, "predicted_latency_p50_us": 7_000.0}),
             rejection: None,
             created_at_ms: at_ms,
         };

@@ -2,7 +2,7 @@
 //! and what each narrowing alone costs.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use faer::Mat;
@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use crate::coupling::{Coupling, Group, Keep, measure_shapes};
 use crate::criteria::{Criterion, Norm, Reader, kept, norm_order, obs_order};
 use crate::error::PruneError;
+use crate::evaluate::Answers;
 use crate::fold::fold;
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
 use crate::network::{Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
@@ -70,8 +71,8 @@ pub struct Analysis {
     pub(crate) original: Vec<u8>,
     pub(crate) original_cost: Cost,
     pub(crate) seconds: BTreeMap<Stage, f64>,
-    /// Scores of the dense model on the validation data seen last, under their fingerprint.
-    pub(crate) validated: Mutex<Option<(u64, Rows)>>,
+    /// Answers of the dense model to the validation data seen last, under their fingerprint.
+    pub(crate) validated: Mutex<Option<(u64, Arc<Answers>)>>,
 }
 
 impl Analysis {

@@ -1,25 +1,30 @@
 //! Judging: quality on the validation data, size, work, and latency on this machine.
 
+mod answers;
+mod figures;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use pleach_domain::Tensor;
 use pleach_domain::dataset::Dataset;
-use pleach_domain::metrics::{Lost, Confusion, agreement};
-use pleach_domain::runtime::{Runtime, TimedModel};
-use pleach_domain::{DomainError, Tensor};
-use pleach_onnx::{Model, statistics as cost_of};
+use pleach_domain::metrics::Lost;
+use pleach_domain::runtime::{Runtime, TimedModel, Timing};
+use pleach_onnx::{Model, Shapes, activation_bytes, statistics as cost_of};
 
 use crate::analysis::Analysis;
 use crate::coupling::measure_shapes;
 use crate::error::PruneError;
-use crate::linear::Rows;
 use crate::network::{model_error, runtime as failed};
 use crate::progress::Stage;
-use crate::report::Worth;
+use crate::report::{Quality, Worth};
 use crate::run::Inputs;
-use crate::statistics::classes;
+use crate::verify::Built;
+
+pub(crate) use answers::Answers;
 
 /// Wall time spent on each model's local latency.
-const TIMING: Duration = Duration::from_millis(250);
+const TIMING: Duration = Duration::from_millis(400);
 
 /// Dense and pruned, judged side by side.
 pub(crate) struct Judgement {
@@ -29,24 +34,81 @@ pub(crate) struct Judgement {
     pub(crate) agreement: f64,
 }
 
-/// Rows of the validation data that carry labels.
-pub(crate) struct Labelled<'a> {
+/// The data that variants are judged on, with the dense model's answers.
+pub(crate) struct Examiner<'a> {
+    analysis: &'a Analysis,
+    data: &'a Dataset,
     inputs: Inputs<'a>,
-    labels: Vec<i64>,
-    fingerprint: u64,
+    dense: Arc<Answers>,
 }
 
-impl<'a> Labelled<'a> {
-    /// # Errors
-    /// [`PruneError::Data`] when there are no labels.
-    pub(crate) fn new(data: &'a Dataset) -> Result<Self, PruneError> {
-        let Some(labels) = data.labels().filter(|l| l.iter().any(|&l| l >= 0)) else {
-            let reason = "missing: expected one class number a row".to_owned();
-            return Err(PruneError::Data { role: "validation", source: DomainError::Dataset { array: "labels".to_owned(), reason } });
-        };
+impl<'a> Examiner<'a> {
+    /// Has the dense model answer, once for all variants.
+    pub(crate) fn new(analysis: &'a Analysis, data: &'a Dataset, runtime: &dyn Runtime) -> Result<Self, PruneError> {
+        analysis.task.check_targets(data).map_err(|source| PruneError::Data { role: "validation", source })?;
         let inputs: Inputs<'a> = data.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
         let fingerprint = inputs.iter().fold(0u64, |hash, (_, t)| hash.rotate_left(17) ^ digest(t));
-        Ok(Self { inputs, labels: labels.to_vec(), fingerprint })
+        let mut kept = analysis.validated.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let dense = match kept.as_ref().filter(|(of, _)| *of == fingerprint) {
+            Some((_, answers)) => Arc::clone(answers),
+            None => {
+                let answers = Arc::new(Answers::of(&analysis.task, &analysis.network.model, data, runtime)?);
+                *kept = Some((fingerprint, Arc::clone(&answers)));
+                answers
+            }
+        };
+        drop(kept);
+        Ok(Self { analysis, data, inputs, dense })
+    }
+
+    /// Judges a variant against the model as uploaded.
+    pub(crate) fn judge(&self, variant: &Built, batch: usize, runtime: &dyn Runtime) -> Result<Judgement, PruneError> {
+        let Self { analysis, data, dense, .. } = self;
+        let (latency, variant) = (variant.latency, &variant.model);
+        let student = Answers::of(&analysis.task, variant, data, runtime)?;
+        let refused = |source| PruneError::Data { role: "validation", source };
+        let verdict = figures::compare(&analysis.task, data, dense, &student).map_err(refused)?;
+        let cost = cost_of(variant, &self.shapes(variant, runtime)?, 1);
+        let original = &analysis.original_cost;
+        let dense_memory = original.size_bytes + activation_bytes(&analysis.network.model, &analysis.network.shapes, batch);
+        let memory = self.memory_bytes(variant, batch, runtime)?;
+        let worth = |quality: Quality, cost: &pleach_onnx::Statistics, memory_bytes: u64, timing: Timing| Worth {
+            quality,
+            latency_p50_us: timing.p50_us,
+            latency_p95_us: timing.p95_us,
+            macs: cost.macs,
+            parameters: cost.parameters,
+            size_bytes: cost.size_bytes,
+            memory_bytes,
+        };
+        Ok(Judgement {
+            dense: worth(verdict.dense, original, dense_memory, latency[0]),
+            pruned: worth(verdict.pruned, &cost, memory, latency[1]),
+            lost: verdict.lost,
+            agreement: verdict.agreement,
+        })
+    }
+
+    /// Latencies on this machine of the model as uploaded and of a variant, interleaved, of one batch.
+    pub(crate) fn latency(&self, variant: &Model, batch: usize, runtime: &dyn Runtime) -> Result<[Timing; 2], PruneError> {
+        let batch = batch.min(self.data.rows());
+        let inputs: Vec<(String, Tensor)> = self.inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, batch))).collect();
+        let models = [self.analysis.original.clone(), variant.encode()].map(|model| TimedModel { model, inputs: inputs.clone() });
+        let timings = runtime.time(&models, TIMING).map_err(failed(Stage::Evaluate))?;
+        match timings.as_slice() {
+            &[dense, pruned] => Ok([dense, pruned]),
+            other => Err(failed(Stage::Evaluate)(format!("{} timings: expected 2", other.len()).into())),
+        }
+    }
+
+    /// Most bytes that one call of a variant holds.
+    pub(crate) fn memory_bytes(&self, variant: &Model, batch: usize, runtime: &dyn Runtime) -> Result<u64, PruneError> {
+        Ok(variant.encode().len() as u64 + activation_bytes(variant, &self.shapes(variant, runtime)?, batch))
+    }
+
+    fn shapes(&self, variant: &Model, runtime: &dyn Runtime) -> Result<Shapes, PruneError> {
+        let examples = self.inputs.iter().map(|(n, t)| ((*n).to_owned(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
+        measure_shapes(variant, runtime, &examples).map_err(model_error)
     }
 }
 
@@ -59,92 +121,119 @@ fn digest(tensor: &Tensor) -> u64 {
     })
 }
 
-/// Judges a variant against the model as uploaded.
-pub(crate) fn judge(
-    analysis: &Analysis,
-    variant: &Model,
-    data: &Labelled<'_>,
-    batch: usize,
-    runtime: &dyn Runtime,
-) -> Result<Judgement, PruneError> {
-    let teacher = dense_scores(analysis, data, runtime)?;
-    let student = analysis.task.all_answers(variant, &data.inputs, runtime, Stage::Evaluate)?;
-    let known = |rows: &Rows| -> Vec<usize> { classes(rows) };
-    let (before, after) = (known(&teacher), known(&student));
-    let confusion = |found: &[usize]| confusion(&data.labels, found, teacher.cols);
-    let (dense_counts, pruned_counts) = (confusion(&before)?, confusion(&after)?);
-    let right = |found: &[usize], row: usize| i64::try_from(found[row]).is_ok_and(|f| f == data.labels[row]);
-    let rows: Vec<usize> = (0..before.len().min(after.len())).filter(|&r| data.labels.get(r).is_some_and(|&l| l >= 0)).collect();
-    let count = |from: &[usize], to: &[usize]| rows.iter().filter(|&&r| right(from, r) && !right(to, r)).count() as u64;
-    let lost = Lost::paired(count(&before, &after), count(&after, &before), rows.len() as u64);
-    let latency = local_latency(analysis, variant, &data.inputs, batch, runtime)?;
-    let cost = variant_cost(analysis, variant, data, runtime)?;
-    let worth = |c: &Confusion, cost: &pleach_onnx::Statistics, local_latency_us: f64| Worth {
-        accuracy: c.accuracy(),
-        macro_recall: c.macro_recall(),
-        macro_f1: c.macro_f1(),
-        local_latency_us,
-        macs: cost.macs,
-        parameters: cost.parameters,
-        size_bytes: cost.size_bytes,
-    };
-    Ok(Judgement {
-        dense: worth(&dense_counts, &analysis.original_cost, latency[0]),
-        pruned: worth(&pruned_counts, &cost, latency[1]),
-        lost,
-        agreement: agreement(&before, &after),
-    })
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
+    use std::sync::LazyLock;
 
-/// The dense model's scores, kept until other data are judged.
-fn dense_scores(analysis: &Analysis, data: &Labelled<'_>, runtime: &dyn Runtime) -> Result<Rows, PruneError> {
-    let mut kept = analysis.validated.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((_, rows)) = kept.as_ref().filter(|(of, _)| *of == data.fingerprint) {
-        return Ok(rows.clone());
-    }
-    let rows = analysis.task.all_answers(&analysis.network.model, &data.inputs, runtime, Stage::Evaluate)?;
-    *kept = Some((data.fingerprint, rows.clone()));
-    Ok(rows)
-}
+    use pleach_domain::dataset::{DatasetLimits, Targets};
+    use pleach_inference::{OrtOptions, OrtRuntime};
+    use pleach_onnx::Limits;
 
-fn confusion(labels: &[i64], found: &[usize], classes: usize) -> Result<Confusion, PruneError> {
-    let refused = |source| PruneError::Data { role: "validation", source };
-    let mut confusion = Confusion::new(classes).map_err(refused)?;
-    for (&label, &found) in labels.iter().zip(found) {
-        let Ok(label) = usize::try_from(label) else { continue };
-        confusion.record(label, found).map_err(refused)?;
-    }
-    Ok(confusion)
-}
+    use super::*;
+    use crate::task::{Task, TaskKind};
 
-/// Mean latencies on this machine of the model as uploaded and of a variant, interleaved, in microseconds a batch.
-fn local_latency(
-    analysis: &Analysis,
-    variant: &Model,
-    inputs: &Inputs<'_>,
-    batch: usize,
-    runtime: &dyn Runtime,
-) -> Result<[f64; 2], PruneError> {
-    let batch = inputs.values().next().map_or(batch, |t| batch.min(t.rows()));
-    let inputs: Vec<(String, Tensor)> = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, batch))).collect();
-    let models = [analysis.original.clone(), variant.encode()].map(|model| TimedModel { model, inputs: inputs.clone() });
-    let timings = runtime.time(&models, TIMING).map_err(failed(Stage::Evaluate))?;
-    match timings.as_slice() {
-        [dense, pruned] => Ok([dense.mean_us, pruned.mean_us]),
-        other => Err(failed(Stage::Evaluate)(format!("{} timings: expected 2", other.len()).into())),
-    }
-}
+    static RUNTIME: LazyLock<OrtRuntime> =
+        LazyLock::new(|| OrtRuntime::new(OrtOptions { library: None, threads: NonZeroUsize::MIN }).expect("ORT_DYLIB_PATH"));
 
-fn variant_cost(
-    analysis: &Analysis,
-    variant: &Model,
-    data: &Labelled<'_>,
-    runtime: &dyn Runtime,
-) -> Result<pleach_onnx::Statistics, PruneError> {
-    if std::ptr::eq(variant, &analysis.network.model) {
-        return Ok(cost_of(variant, &analysis.network.shapes, 1));
+    fn fixture(name: &str) -> Vec<u8> {
+        std::fs::read(format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
     }
-    let examples = data.inputs.iter().map(|(n, t)| ((*n).to_owned(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
-    let shapes = measure_shapes(variant, runtime, &examples).map_err(model_error)?;
-    Ok(cost_of(variant, &shapes, 1))
+
+    fn judged(model: &str, data: &str, rows: usize) -> (Task, Dataset, figures::Verdict) {
+        let model = Model::decode(&fixture(&format!("{model}/model.onnx")), &Limits::default()).unwrap();
+        let data = Dataset::parse_npz(&fixture(&format!("{data}validation.npz")), &DatasetLimits::default()).unwrap();
+        let data = data.slice_rows(0, rows).unwrap();
+        let task = Task::find(&model, &data, None, &*RUNTIME).unwrap();
+        let answers = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        let verdict = figures::compare(&task, &data, &answers, &answers).unwrap();
+        assert!((verdict.agreement - 1.0).abs() < 1e-12 || task.kind() == TaskKind::Detection, "{}", verdict.agreement);
+        assert!(verdict.lost.estimate.abs() < 1e-12 && verdict.lost.bound >= 0.0);
+        (task, data, verdict)
+    }
+
+    fn near(got: f64, want: f64) {
+        assert!((got - want).abs() < 2e-4, "{got}: expected {want}");
+    }
+
+    // The expected figures come from independent NumPy code run on the same files.
+
+    #[test]
+    fn detections_are_judged_as_the_reference_judges_them() {
+        let (task, _, verdict) = judged("fm-yolo", "fm-yolo/", 500);
+        assert_eq!(task.kind(), TaskKind::Detection);
+        let Quality::MeanPrecision { map50, map50_95, .. } = verdict.dense else { panic!("{:?}", verdict.dense) };
+        near(map50, 0.849_17);
+        near(map50_95, 0.673_88);
+        assert!(verdict.agreement > 0.97, "{}", verdict.agreement);
+    }
+
+    #[test]
+    fn next_tokens_are_told_from_tags_and_judged_by_perplexity() {
+        let (task, _, verdict) = judged("austen-gpt", "austen-gpt/", 60);
+        assert_eq!(task.kind(), TaskKind::LanguageModel);
+        near(verdict.dense.headline(), 6.252_99);
+    }
+
+    #[test]
+    fn classes_of_rows_are_judged_by_accuracy_recall_and_f1() {
+        let (task, _, verdict) = judged("spam-bert", "spam-bert/", 600);
+        assert_eq!(task.kind(), TaskKind::Classification);
+        let Quality::Accuracy { accuracy, recall, f1, classes, .. } = verdict.dense else { panic!("{:?}", verdict.dense) };
+        near(accuracy, 0.981_67);
+        near(recall, 0.975_89);
+        near(f1, 0.978_14);
+        assert_eq!(classes.len(), 2);
+    }
+
+    #[test]
+    fn tags_are_judged_by_entities() {
+        let model = Model::decode(&fixture("conll-bert/model.onnx"), &Limits::default()).unwrap();
+        let ids = Tensor::int64(vec![2, 6], vec![275, 167, 4, 1, 0, 0, 1584, 152, 28, 0, 0, 0]).unwrap();
+        let mask = Tensor::int64(vec![2, 6], vec![1, 1, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0]).unwrap();
+        let labels = vec![1, 2, 0, 0, -100, -100, 0, 0, 5, -100, -100, -100];
+        let inputs = BTreeMap::from([("input_ids".to_owned(), ids), ("attention_mask".to_owned(), mask)]);
+        let data = Dataset::new(inputs, Some(Targets::Labels { positions: Some(6), classes: labels })).unwrap();
+        let task = Task::find(&model, &data, None, &*RUNTIME).unwrap();
+        assert_eq!(task.kind(), TaskKind::Tagging);
+        let mut answers = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        // One entity of two found, its tags right; padding counts for nothing.
+        answers.picks = vec![1, 2, 0, 3, 5, 5, 0, 0, 0, 1, 1, 1];
+        let mut other = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        other.picks = vec![1, 2, 0, 0, 1, 1, 0, 0, 5, 3, 3, 3];
+        let verdict = figures::compare(&task, &data, &other, &answers).unwrap();
+        let Quality::EntityF1 { accuracy, recall, precision, f1, .. } = verdict.pruned else { panic!("{:?}", verdict.pruned) };
+        near(accuracy, 5.0 / 7.0);
+        near(recall, 0.5);
+        near(precision, 0.5);
+        near(f1, 0.5);
+        near(verdict.dense.headline(), 1.0);
+        near(verdict.lost.estimate, 0.5);
+        near(verdict.agreement, 5.0 / 7.0);
+    }
+
+    #[test]
+    fn labels_of_classes_that_the_model_has_not_are_refused() {
+        let (task, data, _) = judged("spam-bert", "spam-bert/", 2);
+        let model = Model::decode(&fixture("spam-bert/model.onnx"), &Limits::default()).unwrap();
+        let data = Dataset::new(data.inputs().clone(), Some(Targets::labels(vec![0, 2]))).unwrap();
+        let answers = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        let error = figures::compare(&task, &data, &answers, &answers).err().unwrap().to_string();
+        assert!(error.contains("label 2 in row 1: expected below 2"), "{error}");
+    }
+
+    #[test]
+    fn without_labels_models_are_judged_by_agreement() {
+        let (task, data, _) = judged("spam-bert", "spam-bert/", 4);
+        let model = Model::decode(&fixture("spam-bert/model.onnx"), &Limits::default()).unwrap();
+        let data = Dataset::new(data.inputs().clone(), None).unwrap();
+        assert_eq!(Task::find(&model, &data, None, &*RUNTIME).unwrap().kind(), TaskKind::Classification);
+        let mut student = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        let teacher = Answers::of(&task, &model, &data, &*RUNTIME).unwrap();
+        student.picks[0] = 1 - student.picks[0];
+        let verdict = figures::compare(&task, &data, &teacher, &student).unwrap();
+        assert_eq!(verdict.pruned, Quality::Agreement { agreement: 0.75 });
+        assert!(verdict.lost.bound > 0.25);
+    }
 }

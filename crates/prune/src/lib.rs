@@ -29,6 +29,8 @@ mod solve;
 mod statistics;
 pub mod surgery;
 pub mod task;
+mod verify;
+mod warnings;
 
 pub use analysis::{Analysis, Options, analyse};
 pub use atlas::{Atlas, AtlasPlan, PlanItem};
@@ -36,5 +38,5 @@ pub use criteria::Criterion;
 pub use error::PruneError;
 pub use pipeline::prune;
 pub use progress::{Progress, Silent, Stage};
-pub use report::{Feasible, FrontPoint, FrozenPart, GroupWidth, Outcome, Report, Shortfall, Target, Worth};
+pub use report::{Feasible, FrontPoint, FrozenPart, Goal, GroupWidth, Outcome, Quality, Report, Shortfall, Target, Worth};
 pub use task::{Task, TaskKind};

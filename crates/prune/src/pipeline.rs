@@ -10,13 +10,15 @@ use pleach_onnx::Model;
 use crate::analysis::{Analysis, Held, Watch, check_data};
 use crate::atlas::{Atlas, widths_of};
 use crate::error::PruneError;
-use crate::evaluate::{Judgement, Labelled, judge};
+use crate::evaluate::{Examiner, Judgement};
 use crate::levels::Plan;
 use crate::progress::{Progress, Silent, Stage, step};
 use crate::reconstruct::{Effort, reconstruct};
-use crate::report::{Feasible, FrontPoint, GroupWidth, Outcome, Report, Shortfall, Target};
+use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, Outcome, Report, Shortfall, Target};
 use crate::run::Inputs;
 use crate::solve::{Budget, Choice, Emphasis, Problem};
+use crate::verify::{Built, Search};
+use crate::warnings::warnings;
 
 /// Calibration rows and rounds by which candidates are compared.
 const TRIAL: Effort = Effort { rows: 400, rounds: 0 };
@@ -42,10 +44,11 @@ struct Run<'a> {
     progress: &'a dyn Progress,
 }
 
-/// Makes the most accurate variant that keeps to `target` on the class of `atlas`.
+/// Makes the most accurate variant that keeps to `target` on the class of `atlas`; of a target with a goal, on this machine.
 ///
-/// `calibration` is the data that was analysed; `validation` must be labelled. The dense model, folded, is delivered as it is
-/// where it already meets the target; nothing slower than that is ever delivered.
+/// `calibration` is the data that was analysed; `validation` may have no labels: then variants are judged by their agreement with
+/// the dense model. The dense model, folded, is delivered as it is where it already meets the target; nothing slower than that is
+/// ever delivered.
 ///
 /// # Errors
 /// As [`crate::analyse`], and [`PruneError::Atlas`] for an atlas of another model or batch, [`PruneError::Target`] for a target
@@ -61,17 +64,17 @@ pub fn prune(
 ) -> Result<Outcome, PruneError> {
     check(analysis, atlas, target, calibration, validation, runtime)?;
     let mut watch = Watch(BTreeMap::new());
-    let labelled = Labelled::new(validation)?;
     let problem = watch.time(Stage::Solve, || atlas.problem(analysis))?;
     let inputs = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
     let run = Run { analysis, inputs, held: Held::new(analysis, calibration), problem: &problem, runtime, progress };
-    let budget = Budget { time: target.latency_us, size: target.max_size_bytes.map_or(f64::INFINITY, |b| b as f64) };
-    let (choice, shortfall) = watch.time(Stage::Solve, || run.choose(budget))?;
-    let (model, divergence) = watch.time(Stage::Reconstruct, || run.build(&choice))?;
-    step(progress, Stage::Evaluate, 0, 1)?;
-    let judgement = watch.time(Stage::Evaluate, || judge(analysis, &model, &labelled, target.batch, runtime))?;
-    let report = run.report(target, &choice, divergence, &judgement, watch.0);
-    Ok(decide(&model, target, shortfall, report))
+    step(progress, Stage::Evaluate, 0, 2)?;
+    let examiner = watch.time(Stage::Evaluate, || Examiner::new(analysis, validation, runtime))?;
+    let (built, shortfall) = run.search(target, &examiner, &mut watch)?;
+    step(progress, Stage::Evaluate, 1, 2)?;
+    let judgement = watch.time(Stage::Evaluate, || examiner.judge(&built, target.batch, runtime))?;
+    let warnings = warnings(analysis, calibration, validation, target, &judgement);
+    let report = run.report(target, &built, judgement, watch.0, warnings);
+    Ok(decide(&built.model, target, shortfall, report))
 }
 
 fn check(
@@ -88,8 +91,16 @@ fn check(
     if !(target.latency_us.is_finite() && target.latency_us > 0.0) {
         return wrong("latency_us", target.latency_us.to_string(), "a positive number of microseconds");
     }
-    if let Some(floor) = target.min_accuracy.filter(|f| !(0.0..=1.0).contains(f)) {
-        return wrong("min_accuracy", floor.to_string(), "0 to 1");
+    for (field, floor) in [("min_accuracy", target.min_accuracy), ("min_class_recall", target.min_class_recall)] {
+        if let Some(floor) = floor.filter(|f| !(0.0..=1.0).contains(f)) {
+            return wrong(field, floor.to_string(), "0 to 1");
+        }
+    }
+    let goal = target.goal.map(|goal| match goal {
+        Goal::P50Us(x) | Goal::P95Us(x) | Goal::Speedup(x) => x,
+    });
+    if let Some(got) = goal.filter(|x| !(x.is_finite() && *x > 0.0)) {
+        return wrong("goal", got.to_string(), "a positive number");
     }
     if target.batch != atlas.batch() {
         return Err(PruneError::Atlas(format!("measured at batch {}: expected {}", atlas.batch(), target.batch)));
@@ -103,6 +114,38 @@ fn check(
 }
 
 impl Run<'_> {
+    /// The variant to deliver, and what it misses; with a goal, found by measuring one variant after another, dense first.
+    fn search(&self, target: &Target, examiner: &Examiner<'_>, watch: &mut Watch) -> Result<(Built, Option<Shortfall>), PruneError> {
+        let problem = self.problem;
+        let size = target.max_size_bytes.map_or(f64::INFINITY, |b| b as f64);
+        let measured = target.goal.is_some() || target.max_memory_bytes.is_some();
+        let mut search = Search::new(target);
+        let mut budget = Budget { time: target.latency_us, size };
+        let mut choice = (problem.dense(), None);
+        if !measured || !problem.fits(&choice.0, Budget { time: f64::MAX, size }) {
+            choice = watch.time(Stage::Solve, || self.choose(budget))?;
+        }
+        loop {
+            let (model, divergence) = watch.time(Stage::Reconstruct, || self.build(&choice.0))?;
+            let memory_bytes = examiner.memory_bytes(&model, target.batch, self.runtime)?;
+            let latency = watch.time(Stage::Evaluate, || examiner.latency(&model, target.batch, self.runtime))?;
+            let predicted_us = problem.cost(&problem.time, &choice.0);
+            let built = Built { choice: choice.0, model, divergence, predicted_us, latency, memory_bytes };
+            if !measured {
+                return Ok((built, choice.1));
+            }
+            let impossible = choice.1;
+            match search.next(built) {
+                Some(next) if impossible.is_none() => budget.time = next,
+                Some(_) | None => break,
+            }
+            choice = watch.time(Stage::Solve, || self.choose(budget))?;
+        }
+        let built = search.finish().ok_or_else(|| PruneError::Numerics("no variant".to_owned()))?;
+        let shortfall = (built.ratio(target) > 1.0).then(|| missed(target, &built));
+        Ok((built, shortfall))
+    }
+
     /// The widths to build, and what they miss when nothing keeps to the budget.
     fn choose(&self, budget: Budget) -> Result<(Choice, Option<Shortfall>), PruneError> {
         let problem = self.problem;
@@ -163,25 +206,40 @@ impl Run<'_> {
         Ok((model, divergence))
     }
 
-    fn report(&self, target: &Target, choice: &Choice, divergence: f64, judgement: &Judgement, seconds: BTreeMap<Stage, f64>) -> Report {
+    fn report(&self, target: &Target, built: &Built, judgement: Judgement, seconds: BTreeMap<Stage, f64>, warnings: Vec<String>) -> Report {
         let problem = self.problem;
-        let time = |choice: &Choice| problem.cost(&problem.time, choice);
-        let groups = self.analysis.groups().zip(widths_of(problem, choice));
+        let groups = self.analysis.groups().zip(widths_of(problem, &built.choice));
         Report {
             criterion: self.analysis.criterion,
+            task: self.analysis.task.kind(),
             batch: target.batch,
             dense: judgement.dense,
             pruned: judgement.pruned,
-            accuracy_lost_upper: judgement.lost.upper,
+            speedup_p50: built.speedup(),
+            lost: judgement.lost,
+            accuracy_lost_bound_95: judgement.lost.bound,
             agreement: judgement.agreement,
-            divergence,
-            predicted_latency_us: time(choice),
-            predicted_dense_latency_us: time(&problem.dense()),
+            divergence: built.divergence,
+            predicted_latency_p50_us: built.predicted_us,
+            predicted_dense_latency_us: problem.cost(&problem.time, &problem.dense()),
             widths: groups.map(|((group, of), kept)| GroupWidth { group: group.to_owned(), kept, of }).collect(),
             frozen: self.analysis.frozen(),
             front: front(problem),
             seconds,
+            warnings,
         }
+    }
+}
+
+/// What a variant misses that misses its goal or its memory.
+fn missed(target: &Target, built: &Built) -> Shortfall {
+    let [dense, pruned] = built.latency;
+    match (target.max_memory_bytes.filter(|&most| built.memory_bytes > most), target.goal) {
+        (Some(budget_bytes), _) => Shortfall::Memory { budget_bytes, reached_bytes: built.memory_bytes },
+        (None, Some(Goal::P95Us(budget_us))) => Shortfall::Latency { budget_us, fastest_us: pruned.p95_us },
+        (None, Some(Goal::P50Us(budget_us))) => Shortfall::Latency { budget_us, fastest_us: pruned.p50_us },
+        (None, Some(Goal::Speedup(factor))) => Shortfall::Latency { budget_us: dense.p50_us / factor, fastest_us: pruned.p50_us },
+        (None, None) => Shortfall::Latency { budget_us: target.latency_us, fastest_us: built.predicted_us },
     }
 }
 
@@ -201,13 +259,16 @@ fn front(problem: &Problem) -> Vec<FrontPoint> {
 }
 
 fn decide(model: &Model, target: &Target, shortfall: Option<Shortfall>, report: Report) -> Outcome {
-    let reached =
-        Feasible { latency_us: report.predicted_latency_us, accuracy: report.pruned.accuracy, size_bytes: report.pruned.size_bytes };
+    let accuracy = report.pruned.quality.score();
+    let reached = Feasible { latency_us: report.predicted_latency_p50_us, accuracy, size_bytes: report.pruned.size_bytes };
     let size = target.max_size_bytes.filter(|&b| reached.size_bytes > b);
     let size = size.map(|budget_bytes| Shortfall::Size { budget_bytes, smallest_bytes: reached.size_bytes });
-    let accuracy = target.min_accuracy.filter(|&floor| reached.accuracy < floor);
-    let accuracy = accuracy.map(|floor| Shortfall::Accuracy { floor, reached: reached.accuracy });
-    match shortfall.or(size).or(accuracy) {
+    let below = target.min_accuracy.filter(|&floor| accuracy < floor).map(|floor| Shortfall::Accuracy { floor, reached: accuracy });
+    let recalls = report.pruned.quality.class_recalls();
+    let recalls = recalls.into_iter().enumerate().filter_map(|(class, recall)| Some((class, recall?)));
+    let worst = recalls.min_by(|a, b| a.1.total_cmp(&b.1)).zip(target.min_class_recall).filter(|((_, recall), floor)| recall < floor);
+    let class = worst.map(|((class, reached), floor)| Shortfall::ClassRecall { class, floor, reached });
+    match shortfall.or(size).or(below).or(class) {
         Some(shortfall) => Outcome::Rejected { shortfall, nearest: reached, report: Box::new(report) },
         None => Outcome::Made { model: model.encode(), report: Box::new(report) },
     }

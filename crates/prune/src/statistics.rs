@@ -194,19 +194,3 @@ impl Collector {
         LayerStatistics { positions, targets, mean: off.iter().zip(&sums.shift).map(|(o, s)| o + s).collect(), grams }
     }
 }
-
-/// The class of highest score in each row.
-pub(crate) fn classes(scores: &Rows) -> Vec<usize> {
-    let best = |row: &[f32]| row.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0;
-    (0..scores.rows).map(|r| best(scores.row(r))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_class_of_a_row_is_its_highest_score() {
-        assert_eq!(classes(&Rows::new(2, 2, vec![0.9, 0.1, -2.0, -1.0])), [0, 1]);
-    }
-}

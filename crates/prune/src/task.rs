@@ -20,6 +20,7 @@ use crate::linear::Rows;
 use crate::progress::Stage;
 use crate::run::{Batch, Inputs, Runner, floats};
 
+pub(crate) use divergence::log_distribution;
 pub(crate) use emphasis::Emphasis;
 
 /// Rows that a model of free batch takes at once.
@@ -119,6 +120,8 @@ pub struct Task {
     pub(crate) mask: Mask,
     /// Width and height that a detector's boxes are measured in.
     pub(crate) image: [f32; 2],
+    /// Where a score that is alone says yes: 0.5 for chances, 0 for their logits.
+    pub(crate) threshold: f32,
 }
 
 impl Task {
@@ -146,6 +149,12 @@ impl Task {
             (TaskKind::Classification | TaskKind::Tagging | TaskKind::LanguageModel | TaskKind::Detection, _) => (1, self.width()),
             (TaskKind::Values, _) => (self.width(), 1),
         }
+    }
+
+    /// Left, top, right and bottom of a detector's box in pixels.
+    pub(crate) fn corners(&self, answer: &[f32], anchor: usize) -> [f32; 4] {
+        let anchors = self.layout().0;
+        self.boxes.corners([0, 1, 2, 3].map(|row| answer.get(row * anchors + anchor).copied().unwrap_or(0.0)))
     }
 
     /// The answers among a model's outputs for a batch, `[rows, width]`: of each row its outputs one after the other.

@@ -55,7 +55,7 @@ fn measured(analysis: &Analysis) -> Atlas {
 }
 
 fn target(latency_us: f64) -> Target {
-    Target { latency_us, max_size_bytes: None, min_accuracy: None, batch: 1 }
+    Target { latency_us, ..Target::default() }
 }
 
 fn run(analysis: &Analysis, atlas: &Atlas, target: &Target) -> Outcome {
@@ -78,9 +78,14 @@ fn twice_as_fast_at_little_loss() {
     let dense_us = atlas.dense_latency_us(analysis).unwrap();
     let (model, report) = made(run(analysis, atlas, &target(dense_us / 2.0)));
     println!("{}", serde_json::to_string(&report).unwrap());
-    assert!(report.predicted_latency_us <= dense_us / 2.0);
-    assert!(report.dense.accuracy - report.pruned.accuracy <= 0.015, "{} to {}", report.dense.accuracy, report.pruned.accuracy);
-    assert!(report.pruned.local_latency_us < 0.75 * report.dense.local_latency_us);
+    assert!(report.predicted_latency_p50_us <= dense_us / 2.0);
+    assert!(
+        report.dense.quality.score() - report.pruned.quality.score() <= 0.015,
+        "{} to {}",
+        report.dense.quality.score(),
+        report.pruned.quality.score()
+    );
+    assert!(report.pruned.latency_p50_us < 0.75 * report.dense.latency_p50_us);
     assert!(report.pruned.macs < report.dense.macs && report.pruned.parameters < report.dense.parameters);
     assert_eq!(report.pruned.size_bytes, model.len() as u64);
     assert!(
@@ -94,7 +99,7 @@ fn ample_budget_delivers_the_dense_network() {
     let (analysis, atlas) = &*SETTING;
     let (_, report) = made(run(analysis, atlas, &target(1e9)));
     assert!(report.widths.iter().all(|w| w.kept == w.of));
-    assert!((report.dense.accuracy - report.pruned.accuracy).abs() < 1e-3);
+    assert!((report.dense.quality.score() - report.pruned.quality.score()).abs() < 1e-3);
 }
 
 #[test]
@@ -113,7 +118,7 @@ fn floor_and_size_are_kept_or_named() {
     let small = Target { max_size_bytes: Some(1_000_000), ..target(1e9) };
     let (model, report) = made(run(analysis, atlas, &small));
     assert!(model.len() <= 1_000_000);
-    assert!(report.dense.accuracy - report.pruned.accuracy < 0.02);
+    assert!(report.dense.quality.score() - report.pruned.quality.score() < 0.02);
 }
 
 #[test]
@@ -154,8 +159,8 @@ fn few_rows_and_norms_work() {
         let outcome =
             prune(&analysis, atlas, &target(latency_us), &few, &VALIDATION.slice_rows(0, 500).unwrap(), &*RUNTIME, &Silent).unwrap();
         let (_, report) = made(outcome);
-        println!("{criterion:?} on 12 rows: {} to {}", report.dense.accuracy, report.pruned.accuracy);
-        assert!(report.pruned.accuracy > 0.6, "{criterion:?}: {}", report.pruned.accuracy);
+        println!("{criterion:?} on 12 rows: {} to {}", report.dense.quality.score(), report.pruned.quality.score());
+        assert!(report.pruned.quality.score() > 0.6, "{criterion:?}: {}", report.pruned.quality.score());
     }
 }
 

@@ -110,16 +110,16 @@ impl DetectionTally {
         for (class, (matches, rows)) in self.matches.iter_mut().zip(&mut self.objects).enumerate() {
             let real: Vec<[f32; 4]> = objects.iter().filter(|o| o.class == class).map(|o| o.corners).collect();
             rows.extend(std::iter::repeat_n(self.rows, real.len()));
-            let mut free = vec![[true; THRESHOLDS]; real.len()];
+            let mut free = vec![vec![true; real.len()]; THRESHOLDS];
             for detection in detections.iter().filter(|d| d.class == class) {
                 let overlaps: Vec<f64> = real.iter().map(|&o| f64::from(overlap(detection.corners, o))).collect();
                 let mut found = 0;
-                for step in 0..THRESHOLDS {
-                    let left = overlaps.iter().enumerate().filter(|(i, _)| free[*i][step]);
+                for (step, free) in free.iter_mut().enumerate() {
+                    let left = overlaps.iter().enumerate().filter(|(i, _)| free[*i]);
                     let best = left
                         .fold(None, |best: Option<(usize, f64)>, (i, &o)| if best.is_none_or(|b| o > b.1) { Some((i, o)) } else { best });
                     if let Some((i, _)) = best.filter(|b| b.1 >= threshold(step)) {
-                        free[i][step] = false;
+                        free[i] = false;
                         found |= 1 << step;
                     }
                 }

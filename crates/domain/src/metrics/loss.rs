@@ -74,7 +74,7 @@ pub fn bootstrap_deviation(rows: usize, draws: usize, seed: u64, mut figure: imp
     for _ in 0..draws {
         let mut weights = vec![0u32; rows];
         for _ in 0..rows {
-            let at = (u128::from(split_mix(&mut state)) * rows as u128 >> 64) as usize;
+            let at = ((u128::from(split_mix(&mut state)) * rows as u128) >> 64) as usize;
             if let Some(weight) = weights.get_mut(at) {
                 *weight += 1;
             }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn bootstrap_finds_the_deviation_of_a_mean() {
         // 40 of 100 rows are 1: the mean deviates by sqrt(0.4 * 0.6 / 100)
-        let figure = |weights: &[u32]| weights.iter().take(40).sum::<u32>() as f64 / 100.0;
+        let figure = |weights: &[u32]| f64::from(weights.iter().take(40).sum::<u32>()) / 100.0;
         let deviation = bootstrap_deviation(100, 2_000, 1, figure);
         assert!((deviation - 0.048_99).abs() < 0.004, "{deviation}");
         assert_eq!(deviation.to_bits(), bootstrap_deviation(100, 2_000, 1, figure).to_bits());

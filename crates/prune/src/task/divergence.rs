@@ -53,7 +53,7 @@ impl Task {
         for (at, (p, q)) in teacher.chunks(classes.max(1)).zip(student.chunks(classes.max(1))).enumerate() {
             let weight = f64::from(if positions > 1 { emphasis.of(row, [positions, 1], at) } else { 1.0 });
             if weight > 0.0 {
-                found.add(Divergence { sum: weight * kullback_leibler(p, q), weight });
+                found.add(Divergence { sum: weight * kullback_leibler(p, q, self.threshold), weight });
             }
         }
         found
@@ -62,7 +62,6 @@ impl Task {
     fn detector_divergence(&self, teacher: &[f32], student: &[f32]) -> f64 {
         let (anchors, classes) = self.layout();
         let at = |answer: &[f32], row: usize, anchor: usize| answer.get(row * anchors + anchor).copied().unwrap_or(0.0);
-        let corners = |answer: &[f32], anchor: usize| self.boxes.corners([0, 1, 2, 3].map(|row| at(answer, row, anchor)));
         let one = |anchor: usize| {
             let (mut scores, mut best) = (0.0, 0.0f64);
             for row in 4..4 + classes {
@@ -70,7 +69,7 @@ impl Task {
                 scores += bernoulli(p, q);
                 best = best.max(p);
             }
-            scores + best * (1.0 - overlap(corners(teacher, anchor), corners(student, anchor)))
+            scores + best * (1.0 - overlap(self.corners(teacher, anchor), self.corners(student, anchor)))
         };
         (0..anchors).map(one).sum()
     }
@@ -103,9 +102,9 @@ impl Task {
 }
 
 /// Divergence of two answers about one position, in nats: of one score as a chance of its own, of several as a distribution.
-fn kullback_leibler(teacher: &[f32], student: &[f32]) -> f64 {
+fn kullback_leibler(teacher: &[f32], student: &[f32], threshold: f32) -> f64 {
     if let (&[p], &[q]) = (teacher, student) {
-        let chance = |x: f32| if (0.0..=1.0).contains(&p) { f64::from(x) } else { 1.0 / (1.0 + f64::from(-x).exp()) };
+        let chance = |x: f32| if threshold > 0.0 { f64::from(x) } else { 1.0 / (1.0 + f64::from(-x).exp()) };
         return bernoulli(chance(p), chance(q));
     }
     let (p, q) = (log_distribution(teacher), log_distribution(student));
@@ -144,7 +143,7 @@ mod tests {
 
     fn task(kind: TaskKind, shape: &[usize]) -> Task {
         let outputs = vec![Output { name: "y".to_owned(), shape: shape.to_vec() }];
-        Task { kind, outputs, boxes: BoxFormat::Corners, mask: Mask::None, image: [1.0; 2] }
+        Task { kind, outputs, boxes: BoxFormat::Corners, mask: Mask::None, image: [1.0; 2], threshold: 0.5 }
     }
 
     fn even(task: &Task, a: &[f32], b: &[f32]) -> f64 {

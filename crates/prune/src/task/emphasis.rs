@@ -100,7 +100,7 @@ impl Task {
             if score < FAINT {
                 continue;
             }
-            let [x1, y1, x2, y2] = self.boxes.corners([at(0, anchor), at(1, anchor), at(2, anchor), at(3, anchor)]);
+            let [x1, y1, x2, y2] = self.corners(answer, anchor);
             // A box outside the image, or none at all, warms the nearest cell.
             let cell = |x: f32, extent: f32| ((x / extent * SIDE as f32).max(0.0) as usize).min(SIDE - 1);
             let columns = cell(x1, self.image[0])..=cell(x2, self.image[0]);
@@ -133,7 +133,7 @@ mod tests {
 
     fn task(kind: TaskKind, shape: &[usize], mask: Mask) -> Task {
         let outputs = vec![Output { name: "y".to_owned(), shape: shape.to_vec() }];
-        Task { kind, outputs, boxes: BoxFormat::Centre, mask, image: [48.0, 24.0] }
+        Task { kind, outputs, boxes: BoxFormat::Centre, mask, image: [48.0, 24.0], threshold: 0.5 }
     }
 
     #[test]

@@ -48,14 +48,15 @@ impl Task {
             return Err(PruneError::Unsupported { expected: expected(chosen), got });
         };
         let (boxes, image) = if chosen == TaskKind::Detection { first.boxes(data) } else { (BoxFormat::Corners, [1.0; 2]) };
+        let threshold = if first.values.iter().all(|v| (0.0..=1.0).contains(v)) { 0.5 } else { 0.0 };
         let outputs = fit.iter().map(|o| Output { name: o.name.clone(), shape: o.shape.to_vec() }).collect();
-        let task = Self { kind: chosen, outputs, boxes, mask: mask(data), image };
+        let task = Self { kind: chosen, outputs, boxes, mask: mask(data), image, threshold };
         task.check_targets(data).map_err(model_error)?;
         Ok(task)
     }
 
     /// Whether the targets of some data are such as this task is judged by; data without targets are.
-    fn check_targets(&self, data: &Dataset) -> Result<(), pleach_domain::DomainError> {
+    pub(crate) fn check_targets(&self, data: &Dataset) -> Result<(), pleach_domain::DomainError> {
         let (got, positions) = match (data.targets(), self.kind) {
             (None, _) => return Ok(()),
             (Some(Targets::Objects(_)), TaskKind::Detection) => return Ok(()),
