@@ -242,18 +242,22 @@ impl GraphBuilder {
     ///
     /// # Errors
     /// The first mistake made while building, or what validation finds.
-    pub fn build(self) -> Result<Model, OnnxError> {
-        if let Some(error) = self.error {
-            return Err(error);
+    pub fn build(mut self) -> Result<Model, OnnxError> {
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Model::from_proto(self.into_proto(), &Limits::default()),
         }
-        let proto = ModelProto {
+    }
+
+    /// The model as it stands, not validated: for more than a builder says, e.g. other operator sets and functions.
+    pub fn into_proto(self) -> ModelProto {
+        ModelProto {
             ir_version: Some(8),
             producer_name: Some("pleach".to_owned()),
             graph: Some(self.graph),
             opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(self.opset) }],
             ..ModelProto::default()
-        };
-        Model::from_proto(proto, &Limits::default())
+        }
     }
 
     fn constant(&mut self, name: &str, tensor: Result<TensorProto, OnnxError>) -> String {

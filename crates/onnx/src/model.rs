@@ -257,6 +257,14 @@ fn parse(bytes: &Bytes, limits: &Limits) -> Result<ModelProto, OnnxError> {
     ModelProto::decode(bytes.clone()).map_err(OnnxError::Malformed)
 }
 
+/// ONNX element type number of a tensor; 0 when unknown or no tensor.
+pub(crate) fn element_type(info: &ValueInfoProto) -> i32 {
+    match info.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+        Some(TypeValue::TensorType(tensor)) => tensor.elem_type(),
+        _ => 0,
+    }
+}
+
 fn value_info(info: &ValueInfoProto) -> ValueInfo {
     let tensor = match info.r#type.as_ref().and_then(|t| t.value.as_ref()) {
         Some(TypeValue::TensorType(tensor)) => Some(tensor),
@@ -272,5 +280,5 @@ fn value_info(info: &ValueInfoProto) -> ValueInfo {
         };
         shape.dim.iter().map(|d| axis(&d.value)).collect()
     });
-    ValueInfo { name: info.name().to_owned(), element_type: tensor.map_or(0, |t| t.elem_type()), dims }
+    ValueInfo { name: info.name().to_owned(), element_type: element_type(info), dims }
 }

@@ -211,7 +211,12 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
                 ..tensor.clone()
             };
         } else if let Some(node) = node.filter(|n| matches!(n.op_type(), "Constant" | "ConstantOfShape")) {
-            graph.initializer.extend(set_node(node, tensor));
+            let shape = set_node(node, tensor);
+            // A shape that an earlier patch wrote is replaced.
+            match shape.as_ref().and_then(|shape| initializers.get(shape.name())).and_then(|&i| graph.initializer.get_mut(i)) {
+                Some(old) => *old = shape.unwrap_or_default(),
+                None => graph.initializer.extend(shape),
+            }
         } else {
             graph.initializer.push(tensor.clone());
         }
@@ -230,7 +235,7 @@ fn set_node(node: &mut NodeProto, tensor: &TensorProto) -> Option<TensorProto> {
         let zero = tensor::encode_floats("", &[1], &[0.0], DataType::Float).ok();
         let value = node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref());
         if value.or(zero.as_ref()).is_some_and(|value| tensor::is_filled(tensor, value)) {
-            let shape = format!("{}.shape", tensor.name());
+            let shape = format!("{}.pleach.shape", tensor.name());
             node.input = vec![shape.clone()];
             return tensor::encode_ints(&shape, &[tensor.dims.len()], &tensor.dims).ok();
         }

@@ -174,6 +174,114 @@ fn limits_bound_what_is_accepted() {
 }
 
 #[test]
+fn hostile_lists_names_and_arities_are_refused() {
+    let refused = |limits: Limits, change: fn(&mut ModelProto)| {
+        let mut proto = small().to_proto();
+        change(&mut proto);
+        Model::decode(&proto.encode_to_vec(), &limits).unwrap_err().to_string()
+    };
+    let limits = Limits { max_list_bytes: 1000, max_arity: 10, max_name_bytes: 100, ..Limits::default() };
+    // Each element takes one byte in the file and eight in memory; not packed, so that they are counted one by one.
+    let lists = refused(limits, |m| m.graph.as_mut().unwrap().node[0].attribute[0].ints = vec![1; 200]);
+    assert_eq!(lists, "the model has 1008 bytes in lists: expected at most 1000");
+    let names = refused(limits, |m| m.graph.as_mut().unwrap().node[0].name = Some("n".repeat(101)));
+    assert_eq!(names, "the model has 101 bytes in a name: expected at most 100");
+    let inputs = refused(limits, |m| m.graph.as_mut().unwrap().node[0].input = vec!["x".to_owned(); 11]);
+    assert_eq!(inputs, "the model has 11 inputs of a node: expected at most 10");
+    let attributes = refused(limits, |m| {
+        m.graph.as_mut().unwrap().node[0].attribute = (0..11i64).map(|i| attribute(&format!("a{i}"), i)).collect();
+    });
+    assert_eq!(attributes, "the model has 11 attributes of a node: expected at most 10");
+    let twice = refused(limits, |m| m.graph.as_mut().unwrap().node[0].attribute = vec![attribute("a", 1i64); 2]);
+    assert_eq!(twice, "node `Conv_0`: attribute `a` is given twice");
+}
+
+#[test]
+fn empty_tensors_do_not_stand_for_endless_axes() {
+    let result = changed(|m| {
+        let tensor = &mut m.graph.as_mut().unwrap().initializer[0];
+        (tensor.dims, tensor.raw_data) = (vec![0, 1 << 40], None);
+    });
+    assert!(message(result).contains("expected axes of at most"));
+}
+
+#[test]
+fn groups_are_skipped_up_to_a_depth() {
+    let with = |depth: usize| {
+        let mut bytes = small().encode();
+        bytes.extend([0xa3, 0x06].repeat(depth)); // field 100 begins
+        bytes.extend([0xa4, 0x06].repeat(depth)); // field 100 ends
+        bytes
+    };
+    let bytes = with(20);
+    assert_eq!(decode(&bytes).unwrap().encode(), bytes);
+    assert!(matches!(decode(&with(5000)), Err(OnnxError::TooLarge { .. })));
+    let mut unclosed = small().encode();
+    unclosed.extend([0xa3, 0x06]);
+    assert!(matches!(decode(&unclosed), Err(OnnxError::Truncated { .. })));
+}
+
+#[test]
+fn sparse_initializers_are_kept_and_are_no_constants() {
+    let sparse = changed(|m| {
+        let graph = m.graph.as_mut().unwrap();
+        let tensor = |name: &str, dims: Vec<i64>, kind: DataType, bytes: Vec<u8>| TensorProto {
+            name: Some(name.to_owned()),
+            dims,
+            data_type: Some(kind.into()),
+            raw_data: Some(bytes.into()),
+            ..TensorProto::default()
+        };
+        graph.initializer.clear();
+        graph.sparse_initializer = vec![pleach_onnx::proto::SparseTensorProto {
+            values: Some(tensor("w", vec![1], DataType::Float, vec![0; 4])),
+            indices: Some(tensor("", vec![1], DataType::Int64, vec![0; 8])),
+            dims: vec![3, 2, 1, 1],
+        }];
+    });
+    let model = sparse.unwrap();
+    assert!(model.is_defined("w") && model.constant_dims("w").is_none());
+    let mut patch = pleach_onnx::Patch::new();
+    patch.set_attribute(pleach_onnx::NodeId(0), attribute("note", 1i64));
+    assert_eq!(decode(&model.apply(&patch).unwrap().encode()).unwrap().graph().sparse_initializer, model.graph().sparse_initializer);
+}
+
+#[test]
+fn functions_are_validated_like_graphs() {
+    let function = |nodes: Vec<pleach_onnx::proto::NodeProto>| {
+        changed(|m| {
+            m.functions = vec![pleach_onnx::proto::FunctionProto {
+                name: Some("F".to_owned()),
+                domain: Some("own".to_owned()),
+                input: vec!["a".to_owned()],
+                output: vec!["b".to_owned()],
+                node: nodes,
+                opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+                ..Default::default()
+            }];
+        })
+    };
+    assert!(function(vec![node("Relu", "", &["a"], "b", vec![])]).is_ok());
+    assert!(message(function(vec![node("Relu", "", &["x"], "b", vec![])])).contains("uses tensor `x`, which nothing defines"));
+    assert!(message(function(vec![])).contains("uses tensor `b`, which nothing defines"));
+}
+
+#[test]
+fn wide_nests_are_validated_in_time() {
+    // 20,000 nodes with a graph each, that see 20,000 names: checked by lookups, not by copies.
+    let mut proto = small().to_proto();
+    let graph = proto.graph.as_mut().unwrap();
+    let mut inner = GraphBuilder::new("inner");
+    inner.push(node("Relu", "", &["x"], "inner", vec![]));
+    inner.output("inner");
+    let inner = inner.into_proto().graph.unwrap();
+    graph.node.extend((0..20_000).map(|i| node("If", "", &["x"], &format!("if{i}"), vec![attribute("then_branch", inner.clone())])));
+    let begun = std::time::Instant::now();
+    decode(&proto.encode_to_vec()).unwrap();
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn deeply_nested_graphs_are_refused() {
     let mut proto = small().to_proto();
     for _ in 0..40 {

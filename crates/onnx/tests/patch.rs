@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, which clippy does not know for tests
 
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node, value_info};
+use pleach_onnx::proto::TensorProto;
 use pleach_onnx::tensor::{select, zero};
 use pleach_onnx::{Model, NodeId, OnnxError, Patch};
 
@@ -85,4 +86,48 @@ fn cuts_select_and_zero_along_any_axis() {
     assert!(select(&tensor, 1, &[3]).is_err());
     assert!(select(&tensor, 2, &[0]).is_err());
     assert!(zero(&tensor, 0, &[2]).is_err());
+}
+
+#[test]
+fn constants_given_by_their_shape_alone_are_read_and_cut() {
+    let mut graph = GraphBuilder::new("light");
+    let x = graph.input("x", ElementKind::Float, &[Dim::Fixed(1), Dim::Fixed(4)]);
+    let shape = graph.ints("shape", &[2], &[4, 6]);
+    let value =
+        TensorProto { dims: vec![1], data_type: Some(1), raw_data: Some(0.5f32.to_le_bytes().to_vec().into()), ..TensorProto::default() };
+    let w = graph.node("ConstantOfShape", &[&shape], vec![attribute("value", value)]);
+    let y = graph.node("MatMul", &[&x, &w], vec![]);
+    graph.output(&y);
+    let model = graph.build().unwrap();
+    assert_eq!(model.constant_dims(&w), Some(vec![4, 6]));
+    assert_eq!(model.floats(&w), Some((vec![4, 6], vec![0.5; 24])));
+    let mut cut = Patch::new();
+    cut.set_constant(select(&model.constant_tensor(&w).unwrap(), 1, &[0, 3]).unwrap());
+    let pruned = model.apply(&cut).unwrap();
+    assert_eq!(pruned.floats(&w), Some((vec![4, 2], vec![0.5; 8])));
+    assert_eq!(pruned.producer(&w).unwrap().op_type(), "ConstantOfShape", "nothing is stored that was not");
+    let again = pruned.apply(Patch::new().set_constant(select(&pruned.constant_tensor(&w).unwrap(), 1, &[0]).unwrap())).unwrap();
+    assert_eq!(again.constant_dims(&w), Some(vec![4, 1]));
+    let mut mask = Patch::new();
+    mask.set_constant(zero(&model.constant_tensor(&w).unwrap(), 1, &[1]).unwrap());
+    let masked = model.apply(&mask).unwrap();
+    assert_eq!(masked.producer(&w).unwrap().op_type(), "Constant");
+    assert_eq!(masked.floats(&w).unwrap().1[..3], [0.5, 0.0, 0.5]);
+}
+
+#[test]
+fn every_form_of_a_constant_node_is_read() {
+    let constant = |attribute| {
+        let mut graph = GraphBuilder::new("constant");
+        let y = graph.node("Constant", &[], vec![attribute]);
+        graph.output(&y);
+        graph.build().unwrap()
+    };
+    let name = "Constant_0";
+    assert_eq!(constant(attribute("value_float", 2.5f32)).floats(name), Some((vec![], vec![2.5])));
+    assert_eq!(constant(attribute("value_floats", vec![2.5f32, 1.0])).floats(name), Some((vec![2], vec![2.5, 1.0])));
+    assert_eq!(constant(attribute("value_int", 7i64)).ints(name), Some(vec![7]));
+    assert_eq!(constant(attribute("value_ints", vec![7i64, 8])).ints(name), Some(vec![7, 8]));
+    assert_eq!(constant(attribute("value_ints", vec![7i64, 8])).constant_dims(name), Some(vec![2]));
+    assert_eq!(constant(attribute("value_string", "text")).constant(name), None);
 }
