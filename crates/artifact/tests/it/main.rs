@@ -7,3 +7,4 @@ mod manifest;
 mod sealing;
 mod transfer;
 mod wraps;
+mod wycheproof;

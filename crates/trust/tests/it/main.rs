@@ -9,3 +9,4 @@ mod fleet;
 mod keys;
 mod refresh;
 mod text;
+mod wycheproof;
