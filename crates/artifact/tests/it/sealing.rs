@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use pleach_artifact::{ArtifactError, CHUNK_BYTES, ContentKey, HEADER_BYTES, Opener, Suite, open, seal, sha256};
+use pleach_artifact::{ArtifactError, CHUNK_BYTES, ChunkVerifier, ContentKey, HEADER_BYTES, Opener, Suite, open, seal, sha256};
 use proptest::prelude::*;
 
 use crate::bundle::{SUITES, opened, payload, sealed};
@@ -43,6 +43,59 @@ fn every_bit_flip_and_every_truncation_of_a_small_bundle_is_refused() {
         }
         for end in 0..bytes.len() {
             assert!(decrypts(&bytes[..end], &sealed.content_key).is_err(), "cut at {end}");
+        }
+    }
+}
+
+/// The whole of a first chunk, exhaustively: by the hash tree, which checks it before it is written, and a smaller one by the
+/// cipher alone.
+#[test]
+fn every_bit_flip_of_64_kib_is_refused_by_the_tree_and_of_16_kib_by_the_cipher() {
+    let (large, large_bytes) = sealed(&payload(CHUNK_BYTES - HEADER_BYTES - 16), Suite::Aes256Gcm);
+    let verifier = ChunkVerifier::new(large.length, &large.tree_root, &large.leaves.encode()).unwrap();
+    assert_eq!(large_bytes.len(), CHUNK_BYTES);
+    let (small, small_bytes) = sealed(&payload(CHUNK_BYTES / 4), Suite::Aes256Gcm);
+    let mut opener = Opener::new(small.content_key.clone(), small.length).unwrap();
+    std::thread::scope(|scope| {
+        let middle = large_bytes.len() / 2;
+        for half in [0..middle, middle..large_bytes.len()] {
+            let (verifier, bytes) = (&verifier, large_bytes.clone());
+            scope.spawn(move || refuses_every_flip(bytes, half, |bytes| verifier.verify(0, bytes).is_ok()));
+        }
+        // What an opener refuses does not move it on, so one is enough.
+        let (bytes, whole) = (small_bytes.clone(), 0..small_bytes.len());
+        scope.spawn(move || refuses_every_flip(bytes, whole, |bytes| opener.open_chunk(bytes).is_ok()));
+    });
+    for end in 0..small_bytes.len() {
+        assert!(decrypts(&small_bytes[..end], &small.content_key).is_err(), "cut at {end}");
+    }
+}
+
+fn refuses_every_flip(mut bytes: Vec<u8>, places: std::ops::Range<usize>, mut accepts: impl FnMut(&[u8]) -> bool) {
+    for at in places {
+        for bit in 0..8 {
+            bytes[at] ^= 1 << bit;
+            assert!(!accepts(&bytes), "bit {bit} of byte {at}");
+            bytes[at] ^= 1 << bit;
+        }
+    }
+    assert!(accepts(&bytes));
+}
+
+/// Repeats and swaps of neighbouring spans, all over a bundle of 64 KiB.
+#[test]
+fn repeated_and_swapped_spans_are_refused() {
+    let (sealed, bytes) = sealed(&payload(CHUNK_BYTES - HEADER_BYTES - 16), Suite::ChaCha20Poly1305);
+    for span in [1, 16, 100] {
+        for at in (0..bytes.len() - 2 * span).step_by(37) {
+            let (head, tail) = bytes.split_at(at);
+            let (first, rest) = tail.split_at(span);
+            let (second, rest) = rest.split_at(span);
+            let swapped = [head, second, first, rest].concat();
+            assert!(swapped == bytes || decrypts(&swapped, &sealed.content_key).is_err(), "{span} at {at}");
+            assert!(decrypts(&[head, first, first, second, rest].concat(), &sealed.content_key).is_err(), "{span} at {at}");
+            let overwritten = [head, first, first, rest].concat();
+            assert!(overwritten == bytes || decrypts(&overwritten, &sealed.content_key).is_err(), "{span} at {at}");
         }
     }
 }
