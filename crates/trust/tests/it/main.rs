@@ -3,6 +3,7 @@
 
 mod agreement;
 mod alteration;
+mod attacks;
 mod chain;
 mod client;
 mod fleet;
