@@ -14,11 +14,16 @@ pub enum Criterion {
     L1,
     /// Euclidean norm of producer weights, √Σw².
     L2,
+    /// Ridge leverage of the consumers' columns in the eigenbasis of their Gram matrix, times their energy (Alaoui and Mahoney 2015,
+    /// "Fast Randomized Kernel Ridge Regression"); of a layer's rank, the spectrum of its responses (Zhang et al. 2015).
+    Eigen,
     /// Second-order cost tr(Wₚᵀ ((H⁻¹)ₚₚ)⁻¹ Wₚ) of removing the consumers' columns p and re-solving the rest
     /// (Hassibi and Stork 1993, "Optimal Brain Surgeon"; in groups as in Kurtic et al. 2023, "ZipLM"), summed over
     /// all consumers, each normalised by the energy of its output.
     #[default]
     Obs,
+    /// Chance, by a fixed seed: a control that the others must beat.
+    Random,
 }
 
 impl Criterion {
@@ -27,7 +32,9 @@ impl Criterion {
         match self {
             Self::L1 => "l1",
             Self::L2 => "l2",
+            Self::Eigen => "eigen",
             Self::Obs => "obs",
+            Self::Random => "random",
         }
     }
 }

@@ -12,18 +12,21 @@ use pleach_onnx::{Limits, Model, Statistics as Cost, statistics as cost_of};
 use rayon::prelude::*;
 
 use crate::coupling::{Coupling, Group, Keep, measure_shapes};
-use crate::criteria::{Criterion, Norm, Reader, kept, norm_order, obs_order};
+use crate::criteria::{Criterion, Norm, Reader, kept, leverage_order, norm_order, obs_order, random_order};
 use crate::error::PruneError;
 use crate::evaluate::Answers;
 use crate::fold::fold;
+use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
+use crate::lowrank::Factors;
 use crate::network::{Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
 use crate::progress::{Progress, Stage, step};
 use crate::proof;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
 use crate::run::{Batch, Inputs, Overrides};
-use crate::statistics::{Statistics, collect};
+use crate::solve::Choice;
+use crate::statistics::{LayerStatistics, Statistics, collect};
 use crate::surgery;
 use crate::task::{Emphasis, Task, TaskKind};
 
@@ -33,6 +36,8 @@ const PROBES: [f64; 4] = [0.75, 0.5, 0.25, 0.125];
 const HELD_ROWS: (usize, usize) = (256, 8);
 /// Most bytes of answers to the rows that are held out.
 const HELD_BYTES: usize = 256 << 20;
+/// Step of the ranks that are probed.
+const RANK_STEP: usize = 16;
 /// Rows that proofs are run on.
 const PROOF_ROWS: usize = 4;
 /// Chooses the permutations and cuts that are proved.
@@ -67,6 +72,8 @@ pub struct Analysis {
     pub(crate) orders: Vec<Vec<usize>>,
     /// For each group its loss by width, ascending in width, the dense width with loss 0 last.
     pub(crate) losses: Vec<Vec<(usize, f64)>>,
+    /// For each layer that may be factored its loss by rank, ascending, without a rank with loss 0 last.
+    pub(crate) rank_losses: BTreeMap<usize, Vec<(usize, f64)>>,
     /// The model as uploaded.
     pub(crate) original: Vec<u8>,
     pub(crate) original_cost: Cost,
@@ -96,15 +103,18 @@ impl Analysis {
         &self.seconds
     }
 
-    /// Channels that stay when the groups have these widths.
-    pub(crate) fn keep(&self, widths: &[usize]) -> Keep {
-        let groups = self.network.coupling.groups.iter().zip(&self.orders).zip(widths);
-        groups.filter(|((g, _), w)| **w < g.size).map(|((g, order), &w)| (g.id, kept(order, w))).collect()
+    /// What a choice at sites makes of the network.
+    pub(crate) fn plan(&self, sites: &[Site], choice: &Choice) -> Plan {
+        levels::plan(&self.network, sites, &self.orders, choice)
     }
 
-    /// Expected loss of a group at a width: log-linear between the probes.
-    pub(crate) fn loss(&self, group: usize, width: usize) -> f64 {
-        interpolate(self.losses.get(group).map_or(&[], Vec::as_slice), width)
+    /// Expected loss where so many units or channels are left: log-linear between the probes.
+    pub(crate) fn loss(&self, place: Place, left: usize) -> f64 {
+        let points = match place {
+            Place::Group(group) => self.losses.get(group),
+            Place::Layer(layer) => self.rank_losses.get(&layer),
+        };
+        interpolate(points.map_or(&[], Vec::as_slice), left)
     }
 }
 
@@ -136,7 +146,7 @@ pub fn analyse(
 ) -> Result<Analysis, PruneError> {
     let Options { criterion, task } = options.into();
     let mut watch = Watch(BTreeMap::new());
-    let (dense, network) = watch.time(Stage::Load, || load(model, calibration, runtime, progress))?;
+    let Ready { dense, network, original_cost } = watch.time(Stage::Load, || ready(model, calibration, runtime, progress))?;
     let task = watch.time(Stage::Load, || Task::find(&network.model, calibration, task, runtime))?;
     watch.time(Stage::Prove, || prove(&dense, &network, calibration, runtime, progress))?;
     let inputs: Inputs<'_> = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -145,8 +155,6 @@ pub fn analyse(
     let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, held) };
     let statistics = watch.time(Stage::Statistics, || collect(&network, &task, &inputs, fit_rows, runtime, progress))?;
     let orders = watch.time(Stage::Rank, || rank(&network, &statistics, criterion, progress))?;
-    // Folding renames nothing that is multiplied, so the work is that of the folded graph.
-    let original_cost = Cost { macs: cost_of(&network.model, &network.shapes, 1).macs, ..cost_of(&dense, &network.shapes, 1) };
     let mut analysis = Analysis {
         network,
         task,
@@ -154,17 +162,29 @@ pub fn analyse(
         criterion,
         orders,
         losses: Vec::new(),
+        rank_losses: BTreeMap::new(),
         original: model.to_vec(),
         original_cost,
         seconds: BTreeMap::new(),
         validated: Mutex::new(None),
     };
     analysis.losses = watch.time(Stage::Probe, || probe(&analysis, calibration, runtime, progress))?;
+    analysis.rank_losses = watch.time(Stage::Probe, || probe_ranks(&analysis, calibration, runtime, progress))?;
+    // Nothing asks for them any more, and they are large.
+    analysis.statistics.layers.iter_mut().for_each(LayerStatistics::forget_grams);
     analysis.seconds = watch.0;
     Ok(analysis)
 }
 
-fn load(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<(Model, Network), PruneError> {
+/// A model ready to be looked at.
+pub(crate) struct Ready {
+    pub(crate) dense: Model,
+    pub(crate) network: Network,
+    pub(crate) original_cost: Cost,
+}
+
+/// Decodes and folds a model and finds its groups.
+pub(crate) fn ready(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<Ready, PruneError> {
     step(progress, Stage::Load, 0, 2)?;
     let dense = Model::decode(bytes, &Limits::default()).map_err(model_error)?;
     check_data("calibration", bytes, calibration, runtime)?;
@@ -173,7 +193,9 @@ fn load(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, progress: &d
     step(progress, Stage::Load, 1, 2)?;
     let shapes = measure_shapes(&folded, runtime, &examples).map_err(model_error)?;
     let coupling = Coupling::find(&folded, &shapes);
-    Ok((dense, Network::new(folded, shapes, coupling)))
+    // Folding renames nothing that is multiplied, so the work is that of the folded graph.
+    let original_cost = Cost { macs: cost_of(&folded, &shapes, 1).macs, ..cost_of(&dense, &shapes, 1) };
+    Ok(Ready { dense, network: Network::new(folded, shapes, coupling), original_cost })
 }
 
 /// Checks that data fit a model's inputs, and that there are rows enough for a model of fixed batch.
@@ -203,13 +225,14 @@ fn rank(network: &Network, statistics: &Statistics, criterion: Criterion, progre
         match criterion {
             Criterion::L1 => Ok(norm_order(Norm::L1, &producer_weights(network, group))),
             Criterion::L2 => Ok(norm_order(Norm::L2, &producer_weights(network, group))),
-            Criterion::Obs => {
+            Criterion::Random => Ok(random_order(group.size, i as u64)),
+            Criterion::Eigen | Criterion::Obs => {
                 let readers = readers(network, statistics, group)?;
                 // A group that no solvable layer reads has nothing to be ranked by but its weights.
-                if readers.is_empty() {
-                    Ok(norm_order(Norm::L2, &producer_weights(network, group)))
-                } else {
-                    obs_order(group.size, &readers)
+                match criterion {
+                    _ if readers.is_empty() => Ok(norm_order(Norm::L2, &producer_weights(network, group))),
+                    Criterion::Eigen => leverage_order(group.size, &readers),
+                    Criterion::Obs | Criterion::L1 | Criterion::L2 | Criterion::Random => obs_order(group.size, &readers),
                 }
             }
         }
@@ -291,6 +314,40 @@ fn probe(
         losses[group].push((width, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
     }
     losses.iter_mut().for_each(|l| monotone(l));
+    Ok(losses)
+}
+
+/// The loss of each layer at some ranks: divergence on held rows when it alone is factored.
+fn probe_ranks(
+    analysis: &Analysis,
+    data: &Dataset,
+    runtime: &dyn Runtime,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<usize, Vec<(usize, f64)>>, PruneError> {
+    let Analysis { network, statistics, .. } = analysis;
+    let held = Held::new(analysis, data);
+    let sites = levels::sites(network, RANK_STEP);
+    let mut losses = BTreeMap::new();
+    for (done, site) in sites.iter().enumerate() {
+        step(progress, Stage::Probe, done, sites.len())?;
+        let Place::Layer(index) = site.place else { continue };
+        let (layer, found) = (&network.layers[index], &statistics.layers[index]);
+        let [gram] = found.grams.as_slice() else { continue };
+        let (weights, bias) = network.weights(layer)?;
+        let mut points = vec![(site.size, 0.0)];
+        for rank in site.levels.iter().filter(|&&l| l != Level::Keep).map(|&l| site.left(l)) {
+            let product = Factors::of(&weights, gram, rank)?.product();
+            let moved = |o: usize| (0..weights.nrows()).map(|c| found.mean[c] * (weights[(c, o)] - product[(c, o)])).sum::<f64>();
+            let bias: Vec<f32> = bias.iter().enumerate().map(|(o, b)| (b + moved(o)) as f32).collect();
+            let dims = |name: &str| network.model.constant_dims(name).unwrap_or_default();
+            let mut constants = Overrides::from([(layer.weight.clone(), (dims(&layer.weight), stored(layer, &product)))]);
+            constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), bias.clone()))));
+            let model = with_constants(&network.model, &constants)?;
+            points.push((rank, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
+        }
+        monotone(&mut points);
+        losses.insert(index, points);
+    }
     Ok(losses)
 }
 

@@ -18,10 +18,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::analysis::Analysis;
 use crate::error::PruneError;
+use crate::levels::{Site, drop_dominated};
 use crate::progress::Stage;
-use crate::solve::{Choice, Cost, Problem, Term};
+use crate::solve::{Cost, Levels, Problem, Term};
 
 use grid::Grid;
+pub(crate) use twins::fingerprint;
 
 /// Largest batch and width step.
 const MOST: usize = 4096;
@@ -72,7 +74,7 @@ impl AtlasPlan {
         let grid = Grid::new(&analysis.network, width_step);
         let mut items = grid.kernels(batch)?;
         for choice in grid.whole() {
-            items.push(twins::whole(analysis, &grid.widths_of(&choice), batch)?);
+            items.push(twins::whole(analysis, &analysis.plan(&grid.sites, &choice), batch)?);
         }
         Ok(Self { batch, width_step, items })
     }
@@ -118,39 +120,43 @@ impl Atlas {
     /// # Errors
     /// [`PruneError::Atlas`] when the atlas is of another model.
     pub fn dense_latency_us(&self, analysis: &Analysis) -> Result<f64, PruneError> {
-        let problem = self.problem(analysis)?;
+        let (problem, _) = self.problem(analysis)?;
         Ok(problem.cost(&problem.time, &problem.dense()))
     }
 
-    /// The choice of widths as a problem: levels, losses, predicted times in microseconds and sizes in bytes.
-    pub(crate) fn problem(&self, analysis: &Analysis) -> Result<Problem, PruneError> {
+    /// The choice of levels as a problem, with the sites it is about: losses, predicted times in microseconds and sizes in bytes.
+    pub(crate) fn problem(&self, analysis: &Analysis) -> Result<(Problem, Vec<Site>), PruneError> {
         let grid = Grid::new(&analysis.network, self.width_step);
-        let us = |key: &str| {
-            let found = self.timings.get(key).map(|t| t.mean_us).filter(|us| us.is_finite() && *us > 0.0);
+        let timing = |key: &str| {
+            let found = self.timings.get(key).filter(|t| t.mean_us.is_finite() && t.mean_us > 0.0 && t.min_us > 0.0);
             found.ok_or_else(|| PruneError::Atlas(format!("no time for {key}: the atlas is of another model or batch")))
         };
-        let groups = grid.levels(analysis);
-        let kernels = Cost { constant: 0.0, terms: grid.time_terms(self.batch, &us)? };
-        let mut problem = Problem { groups, time: kernels, size: grid.size(analysis.network.model.encode().len()) };
-        let mut points = Vec::new();
+        // A kernel's fastest call is what the kernel takes; what else a device does to a call shows in whole networks.
+        let kernels = Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| timing(key).map(|t| t.min_us))? };
+        let levels = |site: &Site| Levels {
+            shares: site.levels.iter().map(|&l| site.left(l) as f64 / site.size.max(1) as f64).collect(),
+            losses: site.levels.iter().map(|&l| analysis.loss(site.place, site.left(l))).collect(),
+        };
+        let sites = grid.sites.iter().map(levels).collect();
+        let mut problem = Problem { sites, time: kernels, size: grid.size(analysis.network.model.encode().len()) };
+        let (mut points, mut means, mut least) = (Vec::new(), 0.0, 0.0);
         for choice in grid.whole() {
-            let whole = us(&twins::whole(analysis, &grid.widths_of(&choice), self.batch)?.key)?;
-            points.push((problem.cost(&problem.time, &choice), whole));
+            let whole = timing(&twins::whole(analysis, &analysis.plan(&grid.sites, &choice), self.batch)?.key)?;
+            points.push((problem.cost(&problem.time, &choice), whole.min_us));
+            means += whole.mean_us;
+            least += whole.min_us;
         }
         let (factor, constant) = fit(&points);
-        problem.time = scaled(&problem.time, factor, constant);
-        crate::levels::drop_dominated(&mut problem);
-        Ok(problem)
+        let slower = means / least;
+        problem.time = scaled(&problem.time, factor * slower, constant * slower);
+        let mut sites = grid.sites;
+        drop_dominated(&mut problem, &mut sites);
+        Ok((problem, sites))
     }
 }
 
-/// Widths of a problem's choice.
-pub(crate) fn widths_of(problem: &Problem, choice: &Choice) -> Vec<usize> {
-    problem.groups.iter().zip(choice).map(|(g, &l)| g.widths[l]).collect()
-}
-
 fn scaled(cost: &Cost, factor: f64, constant: f64) -> Cost {
-    let term = |t: &Term| Term { groups: t.groups.clone(), table: t.table.iter().map(|x| x * factor).collect() };
+    let term = |t: &Term| Term { sites: t.sites.clone(), table: t.table.iter().map(|x| x * factor).collect() };
     Cost { constant: factor * cost.constant + constant, terms: cost.terms.iter().map(term).collect() }
 }
 

@@ -32,10 +32,7 @@ pub(crate) fn norm_order(criterion: Norm, producers: &[Vec<f32>]) -> Vec<usize> 
             Norm::L2 => weights.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt(),
         }
     };
-    let scores: Vec<f64> = producers.iter().map(score).collect();
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-    order
+    rising(&producers.iter().map(score).collect::<Vec<_>>())
 }
 
 /// Norms that rank without data.
@@ -43,6 +40,44 @@ pub(crate) fn norm_order(criterion: Norm, producers: &[Vec<f32>]) -> Vec<usize> 
 pub(crate) enum Norm {
     L1,
     L2,
+}
+
+/// Channels by rising leverage, first to go first: Σ_j σ_j / (σ_j + λ) U_cj², over the eigenvalues σ and eigenvectors U of the
+/// Gram matrix of what is read, which is the diagonal of S (S + λI)⁻¹, weighted by the energy of the weights that read the column;
+/// summed over a channel's columns and over all readers, each normalised (ridge leverage scores: Alaoui and Mahoney 2015).
+///
+/// # Errors
+/// [`PruneError::Numerics`] when a Gram matrix holds no finite numbers.
+pub(crate) fn leverage_order(channels: usize, readers: &[Reader<'_>]) -> Result<Vec<usize>, PruneError> {
+    let mut scores = vec![0.0; channels];
+    for reader in readers {
+        let ridge = RIDGE * mean_diagonal(reader.gram) + f64::MIN_POSITIVE.sqrt();
+        let inverse = Factor::new(reader.gram.clone(), ridge)?.inverse();
+        let energy = |c: usize| reader.gram[(c, c)] * (0..reader.weights.ncols()).map(|o| reader.weights[(c, o)].powi(2)).sum::<f64>();
+        let all = (0..reader.gram.nrows()).map(energy).sum::<f64>().max(f64::MIN_POSITIVE);
+        for (score, columns) in scores.iter_mut().zip(&reader.columns) {
+            *score += columns.iter().map(|&c| (1.0 - ridge * inverse[(c, c)]) * energy(c)).sum::<f64>() / all;
+        }
+    }
+    Ok(rising(&scores))
+}
+
+/// Channels in an order that has nothing to do with them, the same for the same seed: a control.
+pub(crate) fn random_order(channels: usize, seed: u64) -> Vec<usize> {
+    let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let draw = |_| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) as f64
+    };
+    rising(&(0..channels).map(draw).collect::<Vec<_>>())
+}
+
+fn rising(scores: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    order
 }
 
 /// Channels in the order in which optimal brain surgery removes them, one at a time (in blocks for very wide readers).
@@ -200,7 +235,36 @@ mod tests {
     }
 
     #[test]
+    fn values_1_and_2_stay_and_a_tenth_goes_below_a_threshold_of_one_half() {
+        let producers = [vec![1.0], vec![2.0], vec![0.1]];
+        for norm in [Norm::L1, Norm::L2] {
+            let above = producers.iter().filter(|w| f32::abs(w[0]) >= 0.5).count();
+            assert_eq!(kept(&norm_order(norm, &producers), above), [0, 1]);
+        }
+    }
+
+    #[test]
+    fn leverage_prefers_channels_that_others_cannot_replace() {
+        let mut x = noise(400, 4, 9);
+        x.data.chunks_mut(4).for_each(|row| row[3] = row[0] + 0.01 * row[1]);
+        let (g, w) = (gram(x.view(), None), Mat::from_fn(4, 2, |_, _| 1.0));
+        let columns = (0..4).map(|c| vec![c]).collect();
+        let order = leverage_order(4, &[Reader { gram: &g, weights: w, columns }]).unwrap();
+        assert!([0, 3].contains(&order[0]) && [0, 3].contains(&order[1]), "{order:?}");
+    }
+
+    #[test]
+    fn random_orders_are_permutations_that_come_again() {
+        let order = random_order(50, 3);
+        assert_eq!(order, random_order(50, 3));
+        assert_ne!(order, random_order(50, 4));
+        assert_eq!(rising(&order.iter().map(|&i| i as f64).collect::<Vec<_>>()).len(), 50);
+        assert!((0..50).all(|c| order.contains(&c)));
+    }
+
+    #[test]
     fn criteria_are_named_in_lower_case() {
-        assert_eq!(serde_json::to_string(&[Criterion::L1, Criterion::L2, Criterion::Obs]).unwrap(), r#"["l1","l2","obs"]"#);
+        let all = [Criterion::L1, Criterion::L2, Criterion::Eigen, Criterion::Obs, Criterion::Random];
+        assert_eq!(serde_json::to_string(&all).unwrap(), r#"["l1","l2","eigen","obs","random"]"#);
     }
 }

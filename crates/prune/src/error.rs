@@ -41,6 +41,9 @@ pub enum PruneError {
     /// Timings that do not belong to the plan they are given for.
     #[error("atlas: {0}")]
     Atlas(String),
+    /// Bytes that are no analysis of the model.
+    #[error("analysis cannot be read: {0}")]
+    Cache(String),
     /// A target out of its range.
     #[error(transparent)]
     Target(DomainError),

@@ -1,9 +1,18 @@
-//! Levels: the widths a group may be cut to, as the device's measured kernels favour them.
+//! Levels: what may become of a group or of a layer, as the device's measured kernels favour it.
 
 use std::collections::BTreeMap;
 
 use crate::coupling::Keep;
-use crate::solve::{Cost, Problem, Term};
+use crate::criteria::kept;
+use crate::network::{Kind, Network};
+use crate::solve::{Choice, Cost, Problem, Term};
+
+/// Most levels of one group; wider groups take coarser multiples.
+const MOST: usize = 10;
+/// Most ranks of one layer.
+const MOST_RANKS: usize = 4;
+/// Share of a layer's work at which its factors are worth timing.
+const WORTH: f64 = 0.8;
 
 /// What becomes of a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,8 +23,60 @@ pub(crate) struct Plan {
     pub(crate) ranks: BTreeMap<usize, usize>,
 }
 
-/// Most levels of one group; wider groups take coarser multiples.
-const MOST: usize = 10;
+/// Where something is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A coupling group, by number.
+    Group(usize),
+    /// A layer, by place in the network.
+    Layer(usize),
+}
+
+/// What is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Everything stays.
+    Keep,
+    /// The group keeps so many units.
+    Width(usize),
+    /// The layer becomes two, with so many channels between them.
+    Rank(usize),
+}
+
+/// A place and its levels, the least first, the dense one last.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Site {
+    pub(crate) place: Place,
+    pub(crate) levels: Vec<Level>,
+    /// Units of the group, or outputs of the layer.
+    pub(crate) size: usize,
+}
+
+impl Site {
+    /// Units or channels that a level leaves.
+    pub(crate) fn left(&self, level: Level) -> usize {
+        match level {
+            Level::Keep => self.size,
+            Level::Width(left) | Level::Rank(left) => left,
+        }
+    }
+}
+
+/// All places of a network where something may be chosen on a device that favours multiples of `step`: its groups, by number, and
+/// behind them the layers that are worth factoring.
+pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
+    let groups = network.coupling.groups.iter().enumerate().map(|(place, group)| {
+        let level = |w: usize| if w < group.size { Level::Width(w) } else { Level::Keep };
+        Site { place: Place::Group(place), levels: widths(group.size, step).into_iter().map(level).collect(), size: group.size }
+    });
+    let layers = (0..network.layers.len()).filter_map(|place| {
+        let mut levels: Vec<Level> = ranks(network, place, step).into_iter().map(Level::Rank).collect();
+        levels.push(Level::Keep);
+        let size = network.layers[place].outputs;
+        (levels.len() > 1).then_some(Site { place: Place::Layer(place), levels, size })
+    });
+    groups.chain(layers).collect()
+}
 
 /// The widths a group of `size` channels may have on a device that favours multiples of `step`: such multiples, and the dense width.
 pub fn widths(size: usize, step: usize) -> Vec<usize> {
@@ -24,40 +85,72 @@ pub fn widths(size: usize, step: usize) -> Vec<usize> {
     (1..).map(|i| i * coarse).take_while(|&w| w < size).chain([size]).collect()
 }
 
-/// Drops every level that a wider one equals or beats in measured time, the other groups being dense: it would cost accuracy for nothing.
-pub(crate) fn drop_dominated(problem: &mut Problem) {
-    for group in 0..problem.groups.len() {
+/// Ranks at which a convolution with a kernel would do less work as two: multiples of the step.
+fn ranks(network: &Network, place: usize, step: usize) -> Vec<usize> {
+    let layer = &network.layers[place];
+    let plain = matches!(layer.kind, Kind::Conv { groups: 1, .. }) && layer.taps > 1 && !network.input_groups(layer).is_empty();
+    let columns = layer.columns();
+    let work = |rank: usize| (rank * (columns + layer.outputs)) as f64 / (columns * layer.outputs) as f64;
+    let coarse = step.max(1) * (layer.outputs / 2).div_ceil(step.max(1) * MOST_RANKS).max(1);
+    let all = (1..=MOST_RANKS).map(|i| i * coarse).take_while(|&r| r < layer.outputs && work(r) < WORTH);
+    if plain { all.collect() } else { Vec::new() }
+}
+
+/// What a choice makes of the network; `orders` says which units of a group go first. A rank that is no less than the outputs that
+/// stay factors nothing.
+pub(crate) fn plan(network: &Network, sites: &[Site], orders: &[Vec<usize>], choice: &Choice) -> Plan {
+    let mut plan = Plan::default();
+    for (site, &level) in sites.iter().zip(choice) {
+        match (site.place, site.levels[level]) {
+            (_, Level::Keep) => {}
+            (Place::Group(group), Level::Width(width) | Level::Rank(width)) => {
+                let id = network.coupling.groups[group].id;
+                plan.keep.insert(id, kept(&orders[group], width));
+            }
+            (Place::Layer(layer), Level::Rank(rank) | Level::Width(rank)) => {
+                plan.ranks.insert(layer, rank);
+            }
+        }
+    }
+    plan.ranks.retain(|&layer, rank| *rank < network.outputs_staying(&network.layers[layer], &plan.keep).len());
+    plan
+}
+
+/// Drops every level that a wider one equals or beats in measured time, the other sites being dense: it would cost accuracy for nothing.
+pub(crate) fn drop_dominated(problem: &mut Problem, sites: &mut [Site]) {
+    for (index, site) in sites.iter_mut().enumerate() {
         let dense = problem.dense();
         let time = |level: usize| {
             let mut choice = dense.clone();
-            choice[group] = level;
+            choice[index] = level;
             problem.cost(&problem.time, &choice)
         };
-        let times: Vec<f64> = (0..problem.groups[group].widths.len()).map(time).collect();
+        let times: Vec<f64> = (0..site.levels.len()).map(time).collect();
         let keep: Vec<usize> = (0..times.len()).filter(|&l| times[l + 1..].iter().all(|&wider| times[l] < wider)).collect();
-        restrict(problem, group, &keep);
+        site.levels = keep.iter().map(|&l| site.levels[l]).collect();
+        restrict(problem, index, &keep);
     }
 }
 
-/// Leaves a group only the levels `keep`.
-fn restrict(problem: &mut Problem, group: usize, keep: &[usize]) {
-    let counts: Vec<usize> = problem.groups.iter().map(|g| g.widths.len()).collect();
+/// Leaves a site only the levels `keep`.
+fn restrict(problem: &mut Problem, site: usize, keep: &[usize]) {
+    let counts: Vec<usize> = problem.sites.iter().map(|s| s.losses.len()).collect();
     for cost in [&mut problem.time, &mut problem.size] {
-        restrict_cost(cost, group, keep, &counts);
+        restrict_cost(cost, site, keep, &counts);
     }
-    let levels = &mut problem.groups[group];
-    levels.widths = keep.iter().map(|&l| levels.widths[l]).collect();
+    let levels = &mut problem.sites[site];
+    levels.shares = keep.iter().map(|&l| levels.shares[l]).collect();
     levels.losses = keep.iter().map(|&l| levels.losses[l]).collect();
 }
 
-fn restrict_cost(cost: &mut Cost, group: usize, keep: &[usize], counts: &[usize]) {
-    for term in cost.terms.iter_mut().filter(|t| t.groups.contains(&group)) {
-        let shape: Vec<usize> = term.groups.iter().map(|&g| counts[g]).collect();
-        let Some(axis) = term.groups.iter().position(|&g| g == group) else { continue };
+fn restrict_cost(cost: &mut Cost, site: usize, keep: &[usize], counts: &[usize]) {
+    for term in cost.terms.iter_mut().filter(|t| t.sites.contains(&site)) {
+        let shape: Vec<usize> = term.sites.iter().map(|&s| counts[s]).collect();
+        let Some(axis) = term.sites.iter().position(|&s| s == site) else { continue };
         let inner: usize = shape[axis + 1..].iter().product();
         let block = shape[axis] * inner;
         let table = term.table.chunks(block).flat_map(|b| keep.iter().flat_map(move |&l| b[l * inner..(l + 1) * inner].to_vec())).collect();
-        *term = Term { groups: term.groups.clone(), table };
+        *term = Term { sites: term.sites.clone(), table };
     }
 }
 
@@ -78,14 +171,22 @@ mod tests {
 
     #[test]
     fn slow_narrow_widths_vanish() {
-        let levels = |widths: &[usize]| Levels { widths: widths.to_vec(), losses: widths.iter().map(|&w| 1.0 / w as f64).collect() };
+        let site = |widths: &[usize]| Site {
+            place: Place::Group(0),
+            levels: widths.iter().map(|&w| Level::Width(w)).collect(),
+            size: widths.last().copied().unwrap(),
+        };
+        let levels =
+            |widths: &[usize]| Levels { shares: vec![1.0; widths.len()], losses: widths.iter().map(|&w| 1.0 / w as f64).collect() };
         // width 24 takes as long as 32; rows are group 0's levels, columns group 1's
         let table = vec![1.0, 2.0, 3.0, 6.0, 2.9, 5.9];
-        let time = Cost { constant: 0.0, terms: vec![Term { groups: vec![0, 1], table }] };
-        let mut problem = Problem { groups: vec![levels(&[16, 24, 32]), levels(&[8, 16])], time, size: Cost::default() };
-        drop_dominated(&mut problem);
-        assert_eq!(problem.groups[0].widths, [16, 32]);
-        assert_eq!(problem.groups[1].widths, [8, 16]);
+        let time = Cost { constant: 0.0, terms: vec![Term { sites: vec![0, 1], table }] };
+        let mut problem = Problem { sites: vec![levels(&[16, 24, 32]), levels(&[8, 16])], time, size: Cost::default() };
+        let mut sites = [site(&[16, 24, 32]), site(&[8, 16])];
+        drop_dominated(&mut problem, &mut sites);
+        assert_eq!(sites[0].levels, [Level::Width(16), Level::Width(32)]);
+        assert_eq!(sites[1].levels, [Level::Width(8), Level::Width(16)]);
+        assert_eq!(problem.sites[0].losses.len(), 2);
         assert_eq!(problem.time.terms[0].table, [1.0, 2.0, 2.9, 5.9]);
     }
 }

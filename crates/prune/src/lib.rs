@@ -8,6 +8,7 @@
 mod activation;
 pub mod analysis;
 pub mod atlas;
+mod cache;
 pub mod coupling;
 pub mod criteria;
 pub mod error;
@@ -38,5 +39,5 @@ pub use criteria::Criterion;
 pub use error::PruneError;
 pub use pipeline::prune;
 pub use progress::{Progress, Silent, Stage};
-pub use report::{Feasible, FrontPoint, FrozenPart, Goal, GroupWidth, Outcome, Quality, Report, Shortfall, Target, Worth};
+pub use report::{Feasible, FrontPoint, FrozenPart, Goal, GroupWidth, LayerRank, Outcome, Quality, Report, Shortfall, Target, Worth};
 pub use task::{Task, TaskKind};

@@ -8,13 +8,13 @@ use pleach_domain::runtime::Runtime;
 use pleach_onnx::Model;
 
 use crate::analysis::{Analysis, Held, Watch, check_data};
-use crate::atlas::{Atlas, widths_of};
+use crate::atlas::Atlas;
 use crate::error::PruneError;
 use crate::evaluate::{Examiner, Judgement};
-use crate::levels::Plan;
+use crate::levels::{Level, Place, Site};
 use crate::progress::{Progress, Silent, Stage, step};
 use crate::reconstruct::{Effort, reconstruct};
-use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, Outcome, Report, Shortfall, Target};
+use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, LayerRank, Outcome, Report, Shortfall, Target};
 use crate::run::Inputs;
 use crate::solve::{Budget, Choice, Emphasis, Problem};
 use crate::verify::{Built, Search};
@@ -25,12 +25,16 @@ const TRIAL: Effort = Effort { rows: 400, rounds: 0 };
 /// Rounds of the delivered variant, on all rows.
 const ROUNDS: usize = 2;
 /// Diverse ways to spend a budget; the uniform one joins them.
-const EMPHASES: [Emphasis; 4] = [
+const EMPHASES: [Emphasis; 6] = [
     Emphasis { power: 1.0, floor: 0.0 },
     Emphasis { power: 0.5, floor: 0.0 },
-    Emphasis { power: 1.0, floor: 0.36 },
+    Emphasis { power: 1.0, floor: 0.3 },
     Emphasis { power: 0.5, floor: 0.3 },
+    Emphasis { power: 1.0, floor: 0.45 },
+    Emphasis { power: 0.5, floor: 0.45 },
 ];
+/// Neighbours of the best of these that are tried.
+const NEIGHBOURS: usize = 8;
 /// Shares of the dense latency at which the front is reported.
 const FRONT: [f64; 10] = [0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
@@ -40,6 +44,7 @@ struct Run<'a> {
     inputs: Inputs<'a>,
     held: Held<'a>,
     problem: &'a Problem,
+    sites: &'a [Site],
     runtime: &'a dyn Runtime,
     progress: &'a dyn Progress,
 }
@@ -64,9 +69,10 @@ pub fn prune(
 ) -> Result<Outcome, PruneError> {
     check(analysis, atlas, target, calibration, validation, runtime)?;
     let mut watch = Watch(BTreeMap::new());
-    let problem = watch.time(Stage::Solve, || atlas.problem(analysis))?;
+    let (problem, sites) = watch.time(Stage::Solve, || atlas.problem(analysis))?;
     let inputs = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let run = Run { analysis, inputs, held: Held::new(analysis, calibration), problem: &problem, runtime, progress };
+    let held = Held::new(analysis, calibration);
+    let run = Run { analysis, inputs, held, problem: &problem, sites: &sites, runtime, progress };
     step(progress, Stage::Evaluate, 0, 2)?;
     let examiner = watch.time(Stage::Evaluate, || Examiner::new(analysis, validation, runtime))?;
     let (built, shortfall) = run.search(target, &examiner, &mut watch)?;
@@ -153,19 +159,18 @@ impl Run<'_> {
         if problem.fits(&problem.dense(), budget) {
             return Ok((problem.dense(), None));
         }
+        let narrows: Vec<bool> = self.sites.iter().map(|s| matches!(s.place, Place::Group(_))).collect();
         let mut candidates: Vec<Choice> =
-            EMPHASES.iter().filter_map(|&e| problem.solve(budget, e)).chain(problem.uniform(budget)).collect();
-        let mut seen = Vec::new();
+            EMPHASES.iter().filter_map(|&e| problem.solve(budget, e)).chain(problem.uniform(budget, &narrows)).collect();
+        let mut seen: Vec<Choice> = Vec::new();
         candidates.retain(|c| {
             !seen.contains(c) && {
                 seen.push(c.clone());
                 true
             }
         });
-        match candidates.as_slice() {
-            [] => {}
-            [only] => return Ok((only.clone(), None)),
-            _ => return Ok((self.best(candidates)?, None)),
+        if !candidates.is_empty() {
+            return Ok((self.best(candidates, budget)?, None));
         }
         let (fastest, smallest) = (problem.least(&problem.time), problem.least(&problem.size));
         let fastest_us = problem.cost(&problem.time, &fastest);
@@ -177,24 +182,34 @@ impl Run<'_> {
         Ok((smallest, Some(Shortfall::Size { budget_bytes, smallest_bytes })))
     }
 
-    /// The candidate of least real divergence, each reconstructed on some of the rows.
-    fn best(&self, candidates: Vec<Choice>) -> Result<Choice, PruneError> {
-        let mut best: Option<(f64, Choice)> = None;
-        let all = candidates.len();
-        for (done, choice) in candidates.into_iter().enumerate() {
-            step(self.progress, Stage::Solve, done, all)?;
-            let divergence = self.held.divergence(&self.reconstructed(&choice, TRIAL, &Silent)?, self.runtime, Stage::Solve)?;
-            tracing::debug!(divergence, widths = ?widths_of(self.problem, &choice), "candidate");
-            if best.as_ref().is_none_or(|(least, _)| divergence < *least) {
-                best = Some((divergence, choice));
-            }
+    /// The choice of least real divergence, each reconstructed on some of the rows: the best of the candidates, and then of its
+    /// neighbours, as long as they are better.
+    fn best(&self, candidates: Vec<Choice>, budget: Budget) -> Result<Choice, PruneError> {
+        let all = candidates.len() + NEIGHBOURS;
+        let mut tried: Vec<(f64, Choice)> = Vec::new();
+        for choice in candidates {
+            self.try_out(choice, &mut tried, all)?;
         }
+        for _ in 0..NEIGHBOURS {
+            let Some((_, now)) = tried.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else { break };
+            let Some(next) = self.problem.neighbour(now, budget, |c| tried.iter().all(|(_, t)| t != c)) else { break };
+            self.try_out(next, &mut tried, all)?;
+        }
+        let best = tried.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
         best.map(|(_, choice)| choice).ok_or_else(|| PruneError::Numerics("no candidate".to_owned()))
+    }
+
+    fn try_out(&self, choice: Choice, tried: &mut Vec<(f64, Choice)>, all: usize) -> Result<(), PruneError> {
+        step(self.progress, Stage::Solve, tried.len(), all)?;
+        let divergence = self.held.divergence(&self.reconstructed(&choice, TRIAL, &Silent)?, self.runtime, Stage::Solve)?;
+        tracing::debug!(divergence, ?choice, "candidate");
+        tried.push((divergence, choice));
+        Ok(())
     }
 
     fn reconstructed(&self, choice: &Choice, effort: Effort, progress: &dyn Progress) -> Result<Model, PruneError> {
         let Analysis { network, statistics, .. } = self.analysis;
-        let plan = Plan { keep: self.analysis.keep(&widths_of(self.problem, choice)), ..Plan::default() };
+        let plan = self.analysis.plan(self.sites, choice);
         reconstruct(network, statistics, &self.inputs, &plan, effort, self.runtime, progress)
     }
 
@@ -208,7 +223,13 @@ impl Run<'_> {
 
     fn report(&self, target: &Target, built: &Built, judgement: Judgement, seconds: BTreeMap<Stage, f64>, warnings: Vec<String>) -> Report {
         let problem = self.problem;
-        let groups = self.analysis.groups().zip(widths_of(problem, &built.choice));
+        let chosen = || self.sites.iter().zip(&built.choice).map(|(site, &level)| (site, site.levels[level]));
+        let groups = self.analysis.groups().zip(chosen().map(|(site, level)| site.left(level)));
+        let layers = &self.analysis.network.layers;
+        let factored = chosen().filter_map(|(site, level)| match (site.place, level) {
+            (Place::Layer(layer), Level::Rank(rank)) => Some(LayerRank { layer: layers[layer].output.clone(), rank, of: site.size }),
+            (Place::Layer(_) | Place::Group(_), _) => None,
+        });
         Report {
             criterion: self.analysis.criterion,
             task: self.analysis.task.kind(),
@@ -223,6 +244,7 @@ impl Run<'_> {
             predicted_latency_p50_us: built.predicted_us,
             predicted_dense_latency_us: problem.cost(&problem.time, &problem.dense()),
             widths: groups.map(|((group, of), kept)| GroupWidth { group: group.to_owned(), kept, of }).collect(),
+            factored: factored.collect(),
             frozen: self.analysis.frozen(),
             front: front(problem),
             seconds,

@@ -71,6 +71,16 @@ impl Positions {
         self.weights.iter().any(|&w| w != 1.0).then_some(&self.weights)
     }
 
+    /// Whether these are positions in `rows` rows of places `space`, as read from elsewhere.
+    pub(crate) fn fits(&self, rows: usize, space: [usize; 2]) -> bool {
+        self.starts.len() == rows + 1
+            && self.starts.is_sorted()
+            && self.starts.first() == Some(&0)
+            && self.starts.last() == Some(&self.chosen.len())
+            && self.weights.len() == self.chosen.len()
+            && self.chosen.iter().all(|&place| place < space[0] * space[1])
+    }
+
     /// Rows `start..end` alone.
     pub(crate) fn part(&self, start: usize, end: usize) -> Self {
         let (from, to) = (self.samples_of(start), self.samples_of(end));

@@ -282,6 +282,17 @@ pub struct GroupWidth {
     pub of: usize,
 }
 
+/// Rank of a layer that became two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRank {
+    /// The tensor it makes.
+    pub layer: String,
+    /// Channels between the two.
+    pub rank: usize,
+    /// Outputs of the dense layer.
+    pub of: usize,
+}
+
 /// A part of the graph that is never narrowed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrozenPart {
@@ -329,6 +340,9 @@ pub struct Report {
     pub predicted_dense_latency_us: f64,
     /// Width of each group, in graph order.
     pub widths: Vec<GroupWidth>,
+    /// Layers that became two of low rank.
+    #[serde(default)]
+    pub factored: Vec<LayerRank>,
     /// What is never narrowed, and why.
     pub frozen: Vec<FrozenPart>,
     /// What other budgets would give: ascending in latency.

@@ -172,6 +172,10 @@ impl<'a> Frontier<'a> {
         graph.input = sources.iter().map(|s| info(s)).collect();
         graph.output = wanted.iter().map(|w| value_info(w, ElementKind::Float, None)).collect();
         graph.node = nodes.iter().filter_map(|&n| self.model.node(pleach_onnx::NodeId(n))).map(|n| n.proto.clone()).collect();
+        // A node may be run for one of its outputs while another one is held.
+        for output in graph.node.iter_mut().flat_map(|n| &mut n.output).filter(|o| self.held.contains_key(*o)) {
+            *output = self.model.free_name(&format!("{output}.again"));
+        }
         let used: BTreeSet<&str> = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str)).collect();
         let constants = self.model.graph().initializer.iter().filter(|t| used.contains(t.name()));
         let mut initializers = Vec::new();

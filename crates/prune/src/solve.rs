@@ -1,22 +1,23 @@
-//! The choice of widths: least summed loss under a time and a size budget.
+//! The choice of levels: least summed loss under a time and a size budget.
 //!
-//! Costs are sums of terms that depend on one or two groups (a convolution's time depends on both of its widths), losses are
-//! sums over groups. Small problems are enumerated; larger ones are solved by a greedy descent and an iterated local search
-//! over pairs of groups, seeded and so deterministic. Pure: it knows neither models nor devices.
+//! Costs are sums of terms that depend on a few sites (a convolution's time depends on both of its widths and on its rank), losses
+//! are sums over sites. Small problems are enumerated; larger ones are solved by a greedy descent and an iterated local search
+//! over pairs of sites, seeded and so deterministic. Pure: it knows neither models nor devices.
 
-/// One group's levels, ascending in width; the last is the dense one, with loss 0.
+/// One site's levels, the least first; the last is the dense one, with loss 0.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Levels {
-    pub(crate) widths: Vec<usize>,
-    /// Loss at each width, not rising with it.
+    /// What each leaves of the dense one, 0..=1.
+    pub(crate) shares: Vec<f64>,
+    /// Loss at each level.
     pub(crate) losses: Vec<f64>,
 }
 
-/// One part of a cost: a table over the levels of the groups it depends on (a lone group uses 1 column).
+/// One part of a cost: a table over the levels of the sites it depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Term {
-    pub(crate) groups: Vec<usize>,
-    /// Row-major over the levels of `groups`, of which there are at most two.
+    pub(crate) sites: Vec<usize>,
+    /// Row-major over the levels of `sites`.
     pub(crate) table: Vec<f64>,
 }
 
@@ -30,7 +31,7 @@ pub(crate) struct Cost {
 /// The whole problem.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
-    pub(crate) groups: Vec<Levels>,
+    pub(crate) sites: Vec<Levels>,
     pub(crate) time: Cost,
     pub(crate) size: Cost,
 }
@@ -45,13 +46,13 @@ pub(crate) struct Budget {
 /// How a solution is sought: diverse candidates come from different emphases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Emphasis {
-    /// Exponent of the losses: 1 lets one group carry much, 0.5 spreads.
+    /// Exponent of the losses: 1 lets one site carry much, 0.5 spreads.
     pub(crate) power: f64,
-    /// No group narrower than this share of its width.
+    /// No site below this share.
     pub(crate) floor: f64,
 }
 
-/// The level chosen for each group.
+/// The level chosen at each site.
 pub(crate) type Choice = Vec<usize>;
 
 /// Combinations up to which all are tried.
@@ -62,21 +63,22 @@ const ROUNDS: usize = 30;
 impl Problem {
     /// The dense choice.
     pub(crate) fn dense(&self) -> Choice {
-        self.groups.iter().map(|g| g.widths.len() - 1).collect()
+        self.sites.iter().map(|s| s.losses.len() - 1).collect()
     }
 
     /// Sum of losses of a choice.
     pub(crate) fn loss(&self, choice: &Choice) -> f64 {
-        self.groups.iter().zip(choice).map(|(g, &l)| g.losses[l]).sum()
+        self.sites.iter().zip(choice).map(|(s, &l)| s.losses[l]).sum()
     }
 
     /// A cost of a choice.
     pub(crate) fn cost(&self, cost: &Cost, choice: &Choice) -> f64 {
-        let term = |t: &Term| {
-            let index = t.groups.iter().fold(0, |at, &g| at * self.groups[g].widths.len() + choice[g]);
-            t.table[index]
-        };
-        cost.constant + cost.terms.iter().map(term).sum::<f64>()
+        cost.constant + cost.terms.iter().map(|t| self.part(t, choice)).sum::<f64>()
+    }
+
+    fn part(&self, term: &Term, choice: &Choice) -> f64 {
+        let index = term.sites.iter().fold(0, |at, &s| at * self.sites[s].losses.len() + choice[s]);
+        term.table[index]
     }
 
     /// Whether a choice keeps to a budget.
@@ -86,15 +88,15 @@ impl Problem {
 
     /// The choice of least loss within the budget; `None` when nothing fits.
     pub(crate) fn solve(&self, budget: Budget, emphasis: Emphasis) -> Option<Choice> {
-        let lowest: Vec<usize> = self.groups.iter().map(|g| lowest_level(g, emphasis.floor)).collect();
-        let combinations = self.groups.iter().zip(&lowest).try_fold(1usize, |n, (g, &l)| n.checked_mul(g.widths.len() - l));
+        let lowest: Vec<usize> = self.sites.iter().map(|s| lowest_level(s, emphasis.floor)).collect();
+        let combinations = self.sites.iter().zip(&lowest).try_fold(1usize, |n, (s, &l)| n.checked_mul(s.losses.len() - l));
         let search = Search { problem: self, budget, lowest, power: emphasis.power };
         if combinations.is_some_and(|n| n <= ENUMERATE) { search.enumerate() } else { search.local() }
     }
 
     /// The choice nearest to a budget that nothing keeps: the least time (or, when time fits, the least size).
     pub(crate) fn least(&self, cost: &Cost) -> Choice {
-        let mut choice: Choice = vec![0; self.groups.len()];
+        let mut choice: Choice = vec![0; self.sites.len()];
         // Narrower is not always faster: descend from the narrowest until no single change helps.
         loop {
             let now = self.cost(cost, &choice);
@@ -103,25 +105,50 @@ impl Problem {
         }
     }
 
-    /// The choice whose widths are nearest to one share of the dense ones, as large as the budget allows; `None` when nothing fits.
-    pub(crate) fn uniform(&self, budget: Budget) -> Option<Choice> {
+    /// The choice that is nearest to one share at every site that `narrows`, as large as the budget allows; `None` when nothing fits.
+    pub(crate) fn uniform(&self, budget: Budget, narrows: &[bool]) -> Option<Choice> {
         let at = |share: f64| -> Choice {
-            let level = |g: &Levels| {
-                let want = share * g.widths.last().copied().unwrap_or(1) as f64;
-                g.widths
-                    .iter()
-                    .enumerate()
-                    .min_by(|a, b| (*a.1 as f64 - want).abs().total_cmp(&(*b.1 as f64 - want).abs()))
-                    .map_or(0, |(i, _)| i)
+            let nearest = |s: &Levels| {
+                let gap = |l: &usize| (s.shares[*l] - share).abs();
+                (0..s.shares.len()).rev().min_by(|a, b| gap(a).total_cmp(&gap(b))).unwrap_or(0)
             };
-            self.groups.iter().map(level).collect()
+            self.sites.iter().zip(narrows).map(|(s, &narrows)| if narrows { nearest(s) } else { s.losses.len() - 1 }).collect()
         };
         (1..=64).rev().map(|i| at(f64::from(i) / 64.0)).find(|c| self.fits(c, budget))
     }
 
+    /// The choice of least loss, in roots, that gives one site its next level up and takes at most one level from up to two others, keeps
+    /// to the budget and pleases `wanted`.
+    pub(crate) fn neighbour(&self, choice: &Choice, budget: Budget, wanted: impl Fn(&Choice) -> bool) -> Option<Choice> {
+        let loss = |c: &Choice| self.sites.iter().zip(c).map(|(s, &l)| s.losses[l].sqrt()).sum::<f64>();
+        let lower = |c: &Choice, site: usize| {
+            let mut next = c.clone();
+            next[site] = next[site].saturating_sub(1);
+            next
+        };
+        let mut best: Option<(f64, Choice)> = None;
+        let mut offer = |c: Choice| {
+            let sum = loss(&c);
+            if best.as_ref().is_none_or(|(least, _)| sum < *least) && c != *choice && self.fits(&c, budget) && wanted(&c) {
+                best = Some((sum, c));
+            }
+        };
+        for up in (0..choice.len()).filter(|&s| choice[s] + 1 < self.sites[s].losses.len()) {
+            let mut raised = choice.clone();
+            raised[up] += 1;
+            offer(raised.clone());
+            for a in (0..choice.len()).filter(|&s| s != up) {
+                let one = lower(&raised, a);
+                offer(one.clone());
+                (a + 1..choice.len()).filter(|&s| s != up).for_each(|b| offer(lower(&one, b)));
+            }
+        }
+        best.map(|(_, c)| c)
+    }
+
     fn neighbours<'a>(&'a self, choice: &'a Choice) -> impl Iterator<Item = Choice> + 'a {
-        (0..self.groups.len()).flat_map(move |g| {
-            (0..self.groups[g].widths.len()).filter(move |&l| l != choice[g]).map(move |l| {
+        (0..self.sites.len()).flat_map(move |g| {
+            (0..self.sites[g].losses.len()).filter(move |&l| l != choice[g]).map(move |l| {
                 let mut next = choice.clone();
                 next[g] = l;
                 next
@@ -130,9 +157,8 @@ impl Problem {
     }
 }
 
-fn lowest_level(group: &Levels, floor: f64) -> usize {
-    let dense = group.widths.last().copied().unwrap_or(0) as f64;
-    group.widths.iter().position(|&w| w as f64 >= floor * dense).unwrap_or(group.widths.len() - 1)
+fn lowest_level(site: &Levels, floor: f64) -> usize {
+    site.shares.iter().position(|&share| share >= floor).unwrap_or(site.shares.len() - 1)
 }
 
 struct Search<'a> {
@@ -144,11 +170,15 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn loss(&self, choice: &Choice) -> f64 {
-        self.problem.groups.iter().zip(choice).map(|(g, &l)| g.losses[l].powf(self.power)).sum()
+        (0..choice.len()).map(|site| self.site_loss(site, choice[site])).sum()
     }
 
-    fn levels(&self, group: usize) -> std::ops::Range<usize> {
-        self.lowest[group]..self.problem.groups[group].widths.len()
+    fn site_loss(&self, site: usize, level: usize) -> f64 {
+        self.problem.sites[site].losses[level].powf(self.power)
+    }
+
+    fn levels(&self, site: usize) -> std::ops::Range<usize> {
+        self.lowest[site]..self.problem.sites[site].losses.len()
     }
 
     fn enumerate(&self) -> Option<Choice> {
@@ -229,7 +259,7 @@ impl Search<'_> {
             + over(self.problem.cost(&self.problem.size, choice), self.budget.size)
     }
 
-    /// Best change of one or two groups, until none helps.
+    /// Best change of one or two sites, until none helps.
     fn improve(&self, choice: &mut Choice) {
         while let Some(better) = self.best_pair(choice) {
             *choice = better;
@@ -237,25 +267,57 @@ impl Search<'_> {
     }
 
     fn best_pair(&self, choice: &Choice) -> Option<Choice> {
-        let (mut least, mut found) = (self.loss(choice) - 1e-15, None);
+        let (time, size) = (&self.problem.time, &self.problem.size);
+        let (now_time, now_size) = (self.problem.cost(time, choice), self.problem.cost(size, choice));
         let mut next = choice.clone();
+        // Each single change with what it does to loss, time and size.
+        let mut singles: Vec<Vec<(usize, [f64; 3])>> = Vec::with_capacity(choice.len());
+        for site in 0..choice.len() {
+            let was = self.site_loss(site, choice[site]);
+            let mut changes = Vec::new();
+            for level in self.levels(site) {
+                next[site] = level;
+                let moved = |cost| self.moved(cost, &[site], choice, &next);
+                changes.push((level, [self.site_loss(site, level) - was, moved(time), moved(size)]));
+            }
+            next[site] = choice[site];
+            singles.push(changes);
+        }
+        let fits = |t: f64, s: f64| now_time + t <= self.budget.time && now_size + s <= self.budget.size;
+        let (mut least, mut found) = (-1e-15, None);
         for a in 0..choice.len() {
-            for b in a..choice.len() {
-                for la in self.levels(a) {
-                    for lb in self.levels(b) {
-                        next[b] = lb;
-                        next[a] = la;
-                        let loss = self.loss(&next);
-                        if loss < least && self.problem.fits(&next, self.budget) {
-                            (least, found) = (loss, Some(next.clone()));
+            for b in a + 1..choice.len() {
+                let apart = !time.terms.iter().chain(&size.terms).any(|t| t.sites.contains(&a) && t.sites.contains(&b));
+                for &(la, [dl, dt, ds]) in &singles[a] {
+                    for &(lb, [el, et, es]) in &singles[b] {
+                        if dl + el >= least {
+                            continue;
+                        }
+                        let good = if apart {
+                            fits(dt + et, ds + es)
+                        } else {
+                            (next[a], next[b]) = (la, lb);
+                            let fits = fits(self.moved(time, &[a, b], choice, &next), self.moved(size, &[a, b], choice, &next));
+                            (next[a], next[b]) = (choice[a], choice[b]);
+                            fits
+                        };
+                        if good {
+                            (least, found) = (dl + el, Some((a, la, b, lb)));
                         }
                     }
                 }
-                next[b] = choice[b];
-                next[a] = choice[a];
             }
         }
-        found
+        let (a, la, b, lb) = found?;
+        (next[a], next[b]) = (la, lb);
+        // Sums of differences round: what does not fit exactly is no improvement.
+        self.problem.fits(&next, self.budget).then_some(next)
+    }
+
+    /// What a cost moves by from one choice to another that differs at `sites` alone.
+    fn moved(&self, cost: &Cost, sites: &[usize], from: &Choice, to: &Choice) -> f64 {
+        let touched = cost.terms.iter().filter(|t| t.sites.iter().any(|s| sites.contains(s)));
+        touched.map(|t| self.problem.part(t, to) - self.problem.part(t, from)).sum()
     }
 }
 
@@ -267,20 +329,20 @@ mod tests {
     fn chain(n: usize, levels: usize, salt: usize) -> Problem {
         let wave = |i: usize| ((i * 37 + salt * 11) % 17) as f64 / 17.0;
         let group = |g: usize| {
-            let widths = (1..=levels).map(|l| l * 8).collect();
+            let shares = (1..=levels).map(|l| l as f64 / levels as f64).collect();
             let losses = (0..levels).map(|l| (levels - 1 - l) as f64 * (0.5 + wave(g)) * (0.8 + wave(g * levels + l) / 4.0)).collect();
-            Levels { widths, losses }
+            Levels { shares, losses }
         };
         let pair = |g: usize| {
             let table = (0..levels * levels).map(|i| ((i / levels + 1) * (i % levels + 1)) as f64 * (1.0 + wave(i + g) / 3.0)).collect();
-            Term { groups: vec![g, g + 1], table }
+            Term { sites: vec![g, g + 1], table }
         };
         let time = Cost { constant: 1.0, terms: (0..n - 1).map(pair).collect() };
         let size = Cost {
             constant: 0.0,
-            terms: (0..n).map(|g| Term { groups: vec![g], table: (1..=levels).map(|l| l as f64).collect() }).collect(),
+            terms: (0..n).map(|g| Term { sites: vec![g], table: (1..=levels).map(|l| l as f64).collect() }).collect(),
         };
-        Problem { groups: (0..n).map(group).collect(), time, size }
+        Problem { sites: (0..n).map(group).collect(), time, size }
     }
 
     fn plain() -> Emphasis {
@@ -322,6 +384,6 @@ mod tests {
     fn ample_budget_keeps_everything() {
         let p = chain(12, 6, 2);
         assert_eq!(p.solve(Budget { time: f64::INFINITY, size: f64::INFINITY }, plain()).unwrap(), p.dense());
-        assert_eq!(p.uniform(Budget { time: f64::INFINITY, size: f64::INFINITY }).unwrap(), p.dense());
+        assert_eq!(p.uniform(Budget { time: f64::INFINITY, size: f64::INFINITY }, &[true; 12]).unwrap(), p.dense());
     }
 }

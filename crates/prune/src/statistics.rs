@@ -45,6 +45,13 @@ pub(crate) struct LayerStatistics {
     pub(crate) grams: Vec<Mat<f64>>,
 }
 
+impl LayerStatistics {
+    /// Frees what only ranking and probing need.
+    pub(crate) fn forget_grams(&mut self) {
+        (self.mean, self.grams) = (Vec::new(), Vec::new());
+    }
+}
+
 /// Statistics of a dense network.
 #[derive(Debug)]
 pub(crate) struct Statistics {

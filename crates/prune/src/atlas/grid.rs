@@ -6,15 +6,14 @@ use pleach_onnx::node_macs;
 
 use super::{PlanItem, twins};
 use crate::activation::Activation;
-use crate::analysis::Analysis;
 use crate::coupling::Units;
 use crate::error::PruneError;
-use crate::levels::widths;
+use crate::levels::{Level, Place as Where, Site, sites};
 use crate::network::{Kind, Layer, Network, Window};
-use crate::solve::{Choice, Cost, Levels, Term};
+use crate::solve::{Choice, Cost, Term};
 
 /// Most kernels of one plan.
-const MOST_KERNELS: usize = 80;
+const MOST_KERNELS: usize = 160;
 /// Most measured widths on one axis of a kernel.
 const MOST_ANCHORS: usize = 4;
 /// Groups that one layer's time is tabulated over; further ones count as dense.
@@ -45,124 +44,132 @@ pub(super) enum Form {
 /// One layer's place in the grid.
 struct Place {
     shape: Shape,
-    /// For each group that matters (by place in the problem), channels of the layer's input and output a unit stands for.
+    /// For each group that matters (by number), channels of the layer's input and output a unit stands for.
     groups: Vec<(usize, f64, f64)>,
+    /// Site at which the layer's rank is chosen.
+    rank: Option<usize>,
     inputs: usize,
     outputs: usize,
-    /// Measured widths on each axis.
+    /// Measured pairs of input and output channels.
     anchors: [Vec<usize>; 2],
     macs: u64,
-    /// Parameters at given channels.
+    /// Columns of one input channel.
     taps: usize,
 }
 
-/// Layers, the widths groups may have, and the widths that are measured.
+/// Layers, the levels of every site, and the widths that are measured.
 pub(super) struct Grid {
-    widths: Vec<Vec<usize>>,
+    pub(super) sites: Vec<Site>,
     places: Vec<Place>,
 }
 
 impl Grid {
     pub(super) fn new(network: &Network, step: usize) -> Self {
-        let widths: Vec<Vec<usize>> = network.coupling.groups.iter().map(|g| widths(g.size, step)).collect();
-        let mut places: Vec<Place> = network.layers.iter().map(|l| place(network, l)).collect();
+        let sites = sites(network, step);
+        let mut places: Vec<Place> = network.layers.iter().enumerate().map(|(i, l)| place(network, &sites, i, l)).collect();
         let mut anchors = MOST_ANCHORS;
         loop {
-            choose_anchors(&mut places, &widths, anchors, u64::MAX);
-            if anchors == 2 || count(&places) <= MOST_KERNELS {
+            choose_anchors(&mut places, &sites, anchors, u64::MAX);
+            if anchors == 2 || count(&places, &sites) <= MOST_KERNELS {
                 break;
             }
             // Thin out the cheapest layers first.
             let mut macs: Vec<u64> = places.iter().map(|p| p.macs).collect();
             macs.sort_unstable();
             for &bar in &macs {
-                choose_anchors(&mut places, &widths, anchors, bar);
-                if count(&places) <= MOST_KERNELS {
-                    return Self { widths, places };
+                choose_anchors(&mut places, &sites, anchors, bar);
+                if count(&places, &sites) <= MOST_KERNELS {
+                    return Self { sites, places };
                 }
             }
             anchors -= 1;
         }
-        Self { widths, places }
-    }
-
-    /// Levels of each group with their losses.
-    pub(super) fn levels(&self, analysis: &Analysis) -> Vec<Levels> {
-        let levels = |(g, widths): (usize, &Vec<usize>)| Levels {
-            widths: widths.clone(),
-            losses: widths.iter().map(|&w| analysis.loss(g, w)).collect(),
-        };
-        self.widths.iter().enumerate().map(levels).collect()
+        Self { sites, places }
     }
 
     /// Choices at which whole networks are timed: dense, uniform, narrowest; without repetition.
     pub(super) fn whole(&self) -> Vec<Choice> {
-        let dense: Choice = self.widths.iter().map(|w| w.len() - 1).collect();
+        let dense: Choice = self.sites.iter().map(|s| s.levels.len() - 1).collect();
+        let narrowed = |least: &dyn Fn(&Site, Level) -> bool| -> Choice {
+            let level = |s: &Site| match s.place {
+                Where::Group(_) => s.levels.iter().position(|&l| least(s, l)).unwrap_or(s.levels.len() - 1),
+                Where::Layer(_) => s.levels.len() - 1,
+            };
+            self.sites.iter().map(level).collect()
+        };
         let mut choices = vec![dense];
         for share in WHOLE_SHARES {
-            let near = |w: &Vec<usize>| {
-                let want = share * w.last().copied().unwrap_or(1) as f64;
-                w.iter().position(|&w| w as f64 >= want).unwrap_or(w.len() - 1)
-            };
-            choices.push(self.widths.iter().map(near).collect());
+            choices.push(narrowed(&|s, l| s.left(l) as f64 >= share * s.size as f64));
         }
-        choices.push(vec![0; self.widths.len()]);
+        choices.push(narrowed(&|_, _| true));
         choices.dedup();
         choices
-    }
-
-    pub(super) fn widths_of(&self, choice: &Choice) -> Vec<usize> {
-        self.widths.iter().zip(choice).map(|(w, &l)| w[l]).collect()
     }
 
     /// The kernels to be timed, each once.
     pub(super) fn kernels(&self, batch: usize) -> Result<Vec<PlanItem>, PruneError> {
         let mut items = BTreeMap::new();
-        for place in &self.places {
-            for (inputs, outputs) in place.pairs() {
-                let key = twins::key(&place.shape, inputs, outputs, batch);
+        for (shape, pairs) in self.places.iter().flat_map(|p| p.kernels(&self.sites)) {
+            for (inputs, outputs) in pairs {
+                let key = twins::key(&shape, inputs, outputs, batch);
                 if let std::collections::btree_map::Entry::Vacant(entry) = items.entry(key.clone()) {
-                    entry.insert(PlanItem { key, model: twins::kernel(&place.shape, inputs, outputs, batch)? });
+                    entry.insert(PlanItem { key, model: twins::kernel(&shape, inputs, outputs, batch)? });
                 }
             }
         }
         Ok(items.into_values().collect())
     }
 
-    /// The layers' times as terms over the groups' levels; `us` gives the measured time of a key.
+    /// The layers' times as terms over the sites' levels; `us` gives the measured time of a key.
     pub(super) fn time_terms(&self, batch: usize, us: &impl Fn(&str) -> Result<f64, PruneError>) -> Result<Vec<Term>, PruneError> {
         let term = |place: &Place| {
-            let mut measured = BTreeMap::new();
-            for (i, o) in place.pairs() {
-                measured.insert((i, o), us(&twins::key(&place.shape, i, o, batch))? / twins::REPEATS as f64);
+            let mut measured = Vec::new();
+            for (shape, pairs) in place.kernels(&self.sites) {
+                let time = |&(i, o): &(usize, usize)| Ok(((i, o), us(&twins::key(&shape, i, o, batch))? / twins::REPEATS as f64));
+                measured.push(Surface::new(pairs.iter().map(time).collect::<Result<_, PruneError>>()?));
             }
-            Ok(self.term(place, |inputs, outputs| place.between(&measured, inputs, outputs)))
+            let at = |kernel: usize, i: f64, o: f64| measured.get(kernel).map_or(0.0, |m: &Surface| m.at(i, o));
+            Ok(self.term(place, |inputs, outputs, rank| match rank {
+                Some(rank) if rank < outputs => at(1, inputs, rank) + at(2, rank, outputs),
+                Some(_) | None => at(0, inputs, outputs),
+            }))
         };
         self.places.iter().map(term).collect()
     }
 
     /// Bytes of the encoded model, `dense` of them at full width.
     pub(super) fn size(&self, dense: usize) -> Cost {
-        let bytes = |p: &Place, inputs: f64, outputs: f64| 4.0 * outputs * (1.0 + p.per_output(inputs) * p.taps as f64);
-        let terms = self.places.iter().map(|p| self.term(p, |i, o| bytes(p, i, o))).collect();
-        let full: f64 = self.places.iter().map(|p| bytes(p, p.inputs as f64, p.outputs as f64)).sum();
+        let bytes = |p: &Place, inputs: f64, outputs: f64, rank: Option<f64>| {
+            let columns = p.per_output(inputs) * p.taps as f64;
+            match rank.filter(|r| *r < outputs) {
+                Some(rank) => 4.0 * (rank * columns + outputs * (1.0 + rank)),
+                None => 4.0 * outputs * (1.0 + columns),
+            }
+        };
+        let terms = self.places.iter().map(|p| self.term(p, |i, o, r| bytes(p, i, o, r))).collect();
+        let full: f64 = self.places.iter().map(|p| bytes(p, p.inputs as f64, p.outputs as f64, None)).sum();
         Cost { constant: dense as f64 - full, terms }
     }
 
-    fn term(&self, place: &Place, value: impl Fn(f64, f64) -> f64) -> Term {
-        let groups: Vec<usize> = place.groups.iter().map(|g| g.0).collect();
+    fn term(&self, place: &Place, value: impl Fn(f64, f64, Option<f64>) -> f64) -> Term {
+        let sites: Vec<usize> = place.groups.iter().map(|g| g.0).chain(place.rank).collect();
         let mut table = Vec::new();
-        let mut levels = vec![0; groups.len()];
+        let mut levels = vec![0; sites.len()];
         loop {
             let (mut inputs, mut outputs) = (place.inputs as f64, place.outputs as f64);
             for (&(g, per_input, per_output), &l) in place.groups.iter().zip(&levels) {
-                let gone = self.widths[g].last().copied().unwrap_or(0) as f64 - self.widths[g][l] as f64;
+                let site = &self.sites[g];
+                let gone = (site.size - site.left(site.levels[l])) as f64;
                 inputs -= gone * per_input;
                 outputs -= gone * per_output;
             }
-            table.push(value(inputs, outputs));
-            let next = (0..levels.len()).rev().find(|&i| levels[i] + 1 < self.widths[groups[i]].len());
-            let Some(next) = next else { return Term { groups, table } };
+            let rank = place.rank.zip(levels.last()).and_then(|(site, &l)| match self.sites[site].levels[l] {
+                Level::Rank(rank) => Some(rank as f64),
+                Level::Keep | Level::Width(_) => None,
+            });
+            table.push(value(inputs, outputs, rank));
+            let next = (0..levels.len()).rev().find(|&i| levels[i] + 1 < self.sites[sites[i]].levels.len());
+            let Some(next) = next else { return Term { sites, table } };
             levels[next] += 1;
             levels[next + 1..].fill(0);
         }
@@ -183,22 +190,56 @@ impl Place {
         }
     }
 
-    /// Measured pairs of input and output channels.
-    fn pairs(&self) -> Vec<(usize, usize)> {
-        if self.depthwise() {
-            return self.anchors[1].iter().map(|&c| (c, c)).collect();
+    /// The kernels that the layer may become and the widths they are measured at: itself, and its two factors.
+    fn kernels(&self, sites: &[Site]) -> Vec<(Shape, Vec<(usize, usize)>)> {
+        let cross = |a: &[usize], b: &[usize]| a.iter().flat_map(|&i| b.iter().map(move |&o| (i, o))).collect::<Vec<_>>();
+        let [inputs, outputs] = &self.anchors;
+        let pairs = if self.depthwise() { outputs.iter().map(|&c| (c, c)).collect() } else { cross(inputs, outputs) };
+        let mut kernels = vec![(self.shape.clone(), pairs)];
+        if let (Some(site), Form::Conv(window, _)) = (self.rank, &self.shape.form) {
+            let ranks: Vec<usize> = sites[site].levels.iter().filter(|l| **l != Level::Keep).map(|&l| sites[site].left(l)).collect();
+            let ends = spread(&ranks, 2);
+            kernels.push((Shape { activation: false, ..self.shape.clone() }, cross(&spread(inputs, 2), &ends)));
+            let image = [0, 1].map(|i| {
+                let reach = window.dilations[i] * (window.kernel[i] - 1);
+                (self.shape.image[i] + window.pads[i] + window.pads[i + 2]).saturating_sub(reach + 1) / window.strides[i].max(1) + 1
+            });
+            let plain = Window { kernel: [1, 1], strides: [1, 1], pads: [0; 4], dilations: [1, 1] };
+            let second = Shape { form: Form::Conv(plain, 1), image, activation: self.shape.activation };
+            kernels.push((second, cross(&ends, &spread(outputs, 2))));
         }
-        self.anchors[0].iter().flat_map(|&i| self.anchors[1].iter().map(move |&o| (i, o))).collect()
+        kernels
+    }
+}
+
+/// Times measured at pairs of widths, bilinear between them.
+struct Surface {
+    measured: BTreeMap<(usize, usize), f64>,
+    axes: [Vec<usize>; 2],
+    /// Both widths are one.
+    diagonal: bool,
+}
+
+impl Surface {
+    fn new(measured: BTreeMap<(usize, usize), f64>) -> Self {
+        let axis = |pick: fn(&(usize, usize)) -> usize| {
+            let mut widths: Vec<usize> = measured.keys().map(pick).collect();
+            widths.sort_unstable();
+            widths.dedup();
+            widths
+        };
+        let axes = [axis(|p| p.0), axis(|p| p.1)];
+        let diagonal = measured.len() < axes[0].len() * axes[1].len();
+        Self { measured, axes, diagonal }
     }
 
-    /// Bilinear between the measured pairs.
-    fn between(&self, measured: &BTreeMap<(usize, usize), f64>, inputs: f64, outputs: f64) -> f64 {
-        let at = |i: usize, o: usize| measured.get(&(i, o)).copied().unwrap_or(0.0);
-        let (o0, o1, v) = bracket(&self.anchors[1], outputs);
-        if self.depthwise() {
+    fn at(&self, inputs: f64, outputs: f64) -> f64 {
+        let at = |i: usize, o: usize| self.measured.get(&(i, o)).copied().unwrap_or(0.0);
+        let (o0, o1, v) = bracket(&self.axes[1], outputs);
+        if self.diagonal {
             return at(o0, o0) * (1.0 - v) + at(o1, o1) * v;
         }
-        let (i0, i1, u) = bracket(&self.anchors[0], inputs);
+        let (i0, i1, u) = bracket(&self.axes[0], inputs);
         let row = |i: usize| at(i, o0) * (1.0 - v) + at(i, o1) * v;
         row(i0) * (1.0 - u) + row(i1) * u
     }
@@ -213,7 +254,7 @@ fn bracket(anchors: &[usize], width: f64) -> (usize, usize, f64) {
     (low, high, share.clamp(0.0, 1.0))
 }
 
-fn place(network: &Network, layer: &Layer) -> Place {
+fn place(network: &Network, sites: &[Site], index: usize, layer: &Layer) -> Place {
     let mut groups: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     let per_unit = |units: &Units| units.iter().map(<[usize]>::len).sum::<usize>() as f64 / units.len().max(1) as f64;
     for (group, units) in network.input_groups(layer) {
@@ -233,18 +274,23 @@ fn place(network: &Network, layer: &Layer) -> Place {
     };
     let macs = network.model.node(layer.node).map_or(0, |n| node_macs(&network.model, n, &network.shapes, 1));
     let groups = groups.into_iter().map(|(g, (i, o))| (g, i, o)).take(MOST_GROUPS).collect();
-    Place { shape, groups, inputs: layer.inputs, outputs: layer.outputs, anchors: [Vec::new(), Vec::new()], macs, taps: layer.taps }
+    let rank = sites.iter().position(|s| s.place == Where::Layer(index));
+    let anchors = [Vec::new(), Vec::new()];
+    Place { shape, groups, rank, inputs: layer.inputs, outputs: layer.outputs, anchors, macs, taps: layer.taps }
 }
 
 /// Chooses the measured widths of every layer: `most` on an axis, two where the layer has at most `bar` multiply-accumulates.
-fn choose_anchors(places: &mut [Place], widths: &[Vec<usize>], most: usize, bar: u64) {
+fn choose_anchors(places: &mut [Place], sites: &[Site], most: usize, bar: u64) {
     for place in places {
         let most = if bar != u64::MAX && place.macs <= bar { 2 } else { most };
         let axis = |dense: usize, per: fn(&(usize, f64, f64)) -> f64| {
             let mut reached = vec![dense];
             for group in place.groups.iter().filter(|g| per(g) > 0.0) {
-                let full = widths[group.0].last().copied().unwrap_or(0);
-                let narrowed = |base: usize| widths[group.0].iter().map(move |w| base - ((full - w) as f64 * per(group)).round() as usize);
+                let site = &sites[group.0];
+                let narrowed = |base: usize| {
+                    let gone = |&l: &Level| ((site.size - site.left(l)) as f64 * per(group)).round() as usize;
+                    site.levels.iter().map(move |l| base.saturating_sub(gone(l)))
+                };
                 reached = reached.iter().flat_map(|&base| narrowed(base)).collect();
             }
             reached.sort_unstable();
@@ -263,9 +309,12 @@ fn spread(values: &[usize], most: usize) -> Vec<usize> {
     (0..most).filter_map(|i| values.get(i * (values.len() - 1) / (most - 1)).copied()).collect()
 }
 
-fn count(places: &[Place]) -> usize {
-    let mut all: Vec<(&Shape, (usize, usize))> =
-        places.iter().flat_map(|p| p.pairs().into_iter().map(move |pair| (&p.shape, pair))).collect();
+fn count(places: &[Place], sites: &[Site]) -> usize {
+    let mut all: Vec<(Shape, (usize, usize))> = places
+        .iter()
+        .flat_map(|p| p.kernels(sites))
+        .flat_map(|(shape, pairs)| pairs.into_iter().map(move |p| (shape.clone(), p)))
+        .collect();
     all.sort_unstable();
     all.dedup();
     all.len()

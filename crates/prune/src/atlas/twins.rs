@@ -12,6 +12,7 @@ use super::PlanItem;
 use super::grid::{Form, Shape};
 use crate::analysis::Analysis;
 use crate::error::PruneError;
+use crate::levels::Plan;
 use crate::network::{Window, model_error};
 use crate::surgery;
 
@@ -97,10 +98,10 @@ fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<
     (vec![outputs, inputs / groups, w.kernel[0], w.kernel[1]], attributes)
 }
 
-/// The whole network at given widths, with every parameter replaced.
-pub(super) fn whole(analysis: &Analysis, widths: &[usize], batch: usize) -> Result<PlanItem, PruneError> {
+/// The whole network as planned, layers in one piece, with every parameter replaced.
+pub(super) fn whole(analysis: &Analysis, plan: &Plan, batch: usize) -> Result<PlanItem, PruneError> {
     let network = &analysis.network;
-    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &analysis.keep(widths)).map_err(model_error)?;
+    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
     let model = blanked(&cut).map_err(model_error)?;
     let mut inputs = Vec::new();
     for input in model.inputs() {
@@ -117,6 +118,10 @@ fn blanked(model: &Model) -> Result<Model, OnnxError> {
     let mut patch = Patch::new();
     for (index, name) in model.initializers().enumerate() {
         let Some((dims, values)) = model.floats(name).filter(|(_, v)| v.len() > 1) else { continue };
+        // Scales decide shapes.
+        if model.consumers(name).iter().filter_map(|u| model.node(u.node)).any(|n| n.is("Resize") || n.is("Upsample")) {
+            continue;
+        }
         let shape = model.free_name(&format!("{name}.shape"));
         let lengths: Vec<i64> = dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
         patch.set_ints(&shape, &[lengths.len()], &lengths)?;

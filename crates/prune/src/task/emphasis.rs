@@ -1,6 +1,7 @@
 //! Which places in a row matter: positions that hold something, and the surroundings of what a detector sees.
 
 use pleach_domain::{Element, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{Mask, Task, TaskKind};
 use crate::linear::Rows;
@@ -14,7 +15,7 @@ const BACKGROUND: f32 = 0.1;
 const FAINT: f32 = 0.02;
 
 /// Weights of places in rows, at least 0.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Emphasis {
     /// Cells of one row; empty: every place weighs 1.
     cells: Cells,
@@ -22,7 +23,7 @@ pub(crate) struct Emphasis {
     weights: Vec<f32>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Cells {
     #[default]
     Even,
