@@ -187,3 +187,23 @@ fn says_what_to_do_without_onnx_runtime() {
         assert!(message.contains("set ORT_DYLIB_PATH or --onnxruntime to libonnxruntime.so"), "{message}");
     }
 }
+
+#[test]
+fn weights_beside_the_model_are_read_but_not_through_links_that_lead_away() {
+    let whole = Model::decode(&std::fs::read(fixture("fm-resnet/model.onnx")).unwrap(), &Limits::default()).unwrap();
+    let split = whole.encode_external("weights.bin", 1024).unwrap();
+    let (folder, file) = scratch("model.onnx", &split.model);
+    let weights = folder.path().join("weights.bin");
+    std::fs::write(&weights, split.data.concat()).unwrap();
+    let facts = |model: &Path| {
+        let inspection = json(model, &["--prove"]);
+        ["macs", "parameters", "prunable_macs_share", "groups", "proof"].map(|key| inspection[key].clone())
+    };
+    assert_eq!(facts(&file), facts(&fixture("fm-resnet/model.onnx")));
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::rename(&weights, elsewhere.path().join("weights.bin")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("weights.bin"), &weights).unwrap();
+    let (code, message) = refusal(&inspect(&file, &[]));
+    assert_eq!(code, 1);
+    assert!(message.contains("a symbolic link leads out of the model's folder"), "{message}");
+}

@@ -220,6 +220,11 @@ impl Model {
         self.graph.output.iter().map(value_info).collect()
     }
 
+    /// What the graph says of tensors: inputs, outputs and others.
+    pub fn declared(&self) -> Vec<ValueInfo> {
+        self.graph.input.iter().chain(&self.graph.output).chain(&self.graph.value_info).map(value_info).collect()
+    }
+
     /// Names of all initializers, in order.
     pub fn initializers(&self) -> impl Iterator<Item = &str> {
         self.graph.initializer.iter().map(|t| t.name())

@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, which clippy does not know for tests
 
+#[path = "proofs/forms.rs"]
+mod forms;
+#[path = "proofs/images.rs"]
+mod images;
+#[path = "proofs/sequences.rs"]
+mod sequences;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
@@ -13,7 +20,6 @@ use pleach_prune::coupling::{Coupling, GroupId, Keep, measure_shapes};
 use pleach_prune::proof::{self, Subject};
 use pleach_prune::surgery;
 use pleach_prune::{Silent, fold};
-use proptest::prelude::*;
 
 fn runtime() -> OrtRuntime {
     let options = OrtOptions { library: None, threads: NonZeroUsize::MIN };
@@ -228,134 +234,5 @@ impl Noise {
 
     fn floats(&mut self, count: usize, scale: f32) -> Vec<f32> {
         (0..count).map(|_| self.next() * scale).collect()
-    }
-}
-
-/// A graph under construction: the tensors made so far, with channels and side length.
-struct Random {
-    graph: GraphBuilder,
-    noise: Noise,
-    made: Vec<(String, usize, usize)>,
-}
-
-impl Random {
-    fn new() -> Self {
-        let mut graph = GraphBuilder::new("random");
-        let x = image(&mut graph);
-        Self { graph, noise: Noise(5), made: vec![(x, 4, 6)] }
-    }
-
-    fn last(&self) -> (String, usize, usize) {
-        self.made.last().cloned().unwrap()
-    }
-
-    fn constant(&mut self, dims: &[usize], scale: f32, offset: f32) -> String {
-        let values: Vec<f32> = self.noise.floats(dims.iter().product(), scale).into_iter().map(|v| v + offset).collect();
-        let name = self.graph.free_name("c");
-        self.graph.floats(&name, dims, &values)
-    }
-
-    /// One step, chosen by `kind`; `pick` chooses among widths and earlier tensors.
-    fn step(&mut self, kind: u8, pick: u8) {
-        let (x, channels, side) = self.last();
-        let pick = usize::from(pick);
-        let unary = ["Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSwish", "Identity", "Neg", "Elu"];
-        let made = match kind {
-            0..=2 => {
-                let out = 2 + pick % 7;
-                (conv(&mut self.graph, &mut self.noise, &x, channels, out), out, side)
-            }
-            3 => {
-                let w = self.constant(&[channels, 1, 3, 3], 0.5, 0.0);
-                let attributes = vec![attribute("group", channels as i64), attribute("pads", vec![1i64; 4])];
-                (self.graph.node("Conv", &[&x, &w], attributes), channels, side)
-            }
-            4 => {
-                let (scale, bias) = (self.constant(&[channels], 0.3, 1.0), self.constant(&[channels], 0.3, 0.0));
-                let (mean, variance) = (self.constant(&[channels], 0.3, 0.0), self.constant(&[channels], 0.3, 1.0));
-                (self.graph.node("BatchNormalization", &[&x, &scale, &bias, &mean, &variance], vec![]), channels, side)
-            }
-            5 | 6 => (self.graph.node(unary[pick % unary.len()], &[&x], vec![]), channels, side),
-            7 | 8 => {
-                let alike: Vec<String> = self.made.iter().filter(|m| (m.1, m.2) == (channels, side)).map(|m| m.0.clone()).collect();
-                let op = ["Add", "Mul", "Sub", "Max"][pick % 4];
-                (self.graph.node(op, &[&alike[pick % alike.len()], &x], vec![]), channels, side)
-            }
-            9 => {
-                let near: Vec<(String, usize, usize)> = self.made.iter().filter(|m| m.2 == side && m.1 < 20).cloned().collect();
-                let other = near.get(pick % near.len().max(1)).cloned().unwrap_or((x.clone(), channels, side));
-                (self.graph.node("Concat", &[&other.0, &x], vec![attribute("axis", 1i64)]), other.1 + channels, side)
-            }
-            10 => {
-                let scale = self.constant(&[channels, 1, 1], 0.3, 1.0);
-                (self.graph.node(["Mul", "Add", "PRelu"][pick % 3], &[&x, &scale], vec![]), channels, side)
-            }
-            _ if side >= 4 => {
-                let attributes = vec![attribute("kernel_shape", vec![2i64, 2]), attribute("strides", vec![2i64, 2])];
-                (self.graph.node(["MaxPool", "AveragePool"][pick % 2], &[&x], attributes), channels, side / 2)
-            }
-            _ => {
-                let out = 3 + pick % 4;
-                let w = self.constant(&[out, channels, 1, 1], 0.7, 0.0);
-                (self.graph.node("Conv", &[&x, &w], vec![]), out, side)
-            }
-        };
-        self.made.push(made);
-    }
-
-    /// Ends in one of four heads, and sometimes gives an inner tensor away as well.
-    fn finish(mut self, head: u8, tap: Option<u8>) -> Model {
-        let (x, channels, side) = self.last();
-        let (flat, width) = match head % 4 {
-            0 => {
-                let pooled = self.graph.node("GlobalAveragePool", &[&x], vec![]);
-                (self.graph.node("Flatten", &[&pooled], vec![]), channels)
-            }
-            1 => (self.graph.node("Flatten", &[&x], vec![]), channels * side * side),
-            2 => {
-                let width = channels * side * side;
-                let shape = self.graph.ints("shape", &[2], &[0, width as i64]);
-                (self.graph.node("Reshape", &[&x, &shape], vec![]), width)
-            }
-            _ => (self.graph.node("ReduceMean", &[&x], vec![attribute("axes", vec![2i64, 3]), attribute("keepdims", 0i64)]), channels),
-        };
-        let scale = 1.0 / (width as f32).sqrt();
-        let y = if head < 8 {
-            let (w, bias) = (self.constant(&[5, width], scale, 0.0), self.constant(&[5], 0.1, 0.0));
-            self.graph.node("Gemm", &[&flat, &w, &bias], vec![attribute("transB", 1i64), attribute("alpha", 0.5f32)])
-        } else {
-            let w = self.constant(&[width, 6], scale, 0.0);
-            let hidden = self.graph.node("MatMul", &[&flat, &w], vec![]);
-            let hidden = self.graph.node("Tanh", &[&hidden], vec![]);
-            let w = self.constant(&[6, 3], 0.4, 0.0);
-            self.graph.node("MatMul", &[&hidden, &w], vec![])
-        };
-        self.graph.output(&y);
-        if let Some(tap) = tap {
-            let name = self.made[usize::from(tap) % self.made.len()].0.clone();
-            if name != "x" {
-                self.graph.output(&name);
-            }
-        }
-        self.graph.build().unwrap()
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    #[test]
-    fn random_graphs_hold_every_proof(
-        steps in prop::collection::vec((0u8..13, any::<u8>()), 1..14),
-        head in 0u8..16,
-        tap in prop::option::weighted(0.2, any::<u8>()),
-    ) {
-        let mut random = Random::new();
-        for (kind, pick) in steps {
-            random.step(kind, pick);
-        }
-        let model = random.finish(head, tap);
-        Case::new(fold::fold(&model).unwrap()).prove();
-        Case::new(model).prove();
     }
 }

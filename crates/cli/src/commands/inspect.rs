@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use pleach_domain::runtime::Runtime;
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::{Limits, Model};
@@ -40,7 +41,23 @@ fn read(path: &Path) -> anyhow::Result<Model> {
         bail!("{size_bytes} bytes: expected at most {}", limits.max_bytes);
     }
     let bytes = std::fs::read(path).context("cannot read the model")?;
-    Ok(Model::decode(&bytes, &limits).map_err(InspectError::Model)?)
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut weights = |location: &str, max_bytes: u64| read_weights(&folder, location, max_bytes);
+    Ok(Model::decode_external(bytes.into(), &limits, &mut weights).map_err(InspectError::Model)?)
+}
+
+/// Reads a file of weights in the model's folder, wherever symbolic links in its path lead.
+fn read_weights(folder: &Path, location: &str, max_bytes: u64) -> std::io::Result<Bytes> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.canonicalize()?;
+    let file = folder.join(location).canonicalize()?;
+    if !file.starts_with(&folder) {
+        return Err(std::io::Error::other("a symbolic link leads out of the model's folder"));
+    }
+    let size_bytes = std::fs::metadata(&file)?.len();
+    if size_bytes > max_bytes {
+        return Err(std::io::Error::other(format!("{size_bytes} bytes: expected at most {max_bytes}")));
+    }
+    std::fs::read(file).map(Bytes::from)
 }
 
 /// Prints a result; a reader that has seen enough is no failure.

@@ -1,0 +1,163 @@
+//! The same network in every form that files give it: what is found and proved does not depend on where weights are kept.
+
+use pleach_domain::runtime::{Optimization, Runtime};
+use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node, value_info};
+use pleach_onnx::proto::tensor_proto::DataType;
+use pleach_onnx::proto::{FunctionProto, ModelProto, OperatorSetIdProto, TensorProto};
+use pleach_onnx::{Limits, Model};
+use pleach_prune::{Silent, fold, proof};
+
+use super::{Case, Noise, conv, image, runtime};
+
+/// Three convolutions with a residual: two groups.
+fn plain() -> ModelProto {
+    let (mut graph, mut noise) = (GraphBuilder::new("forms"), Noise(21));
+    let x = image(&mut graph);
+    let a = conv(&mut graph, &mut noise, &x, 4, 8);
+    let b = conv(&mut graph, &mut noise, &a, 8, 6);
+    let b = graph.node("Relu", &[&b], vec![]);
+    let c = conv(&mut graph, &mut noise, &b, 6, 8);
+    let sum = graph.node("Add", &[&a, &c], vec![]);
+    let y = conv(&mut graph, &mut noise, &sum, 8, 3);
+    graph.output(&y);
+    graph.into_proto()
+}
+
+fn model(proto: ModelProto) -> Model {
+    Model::from_proto(proto, &Limits::default()).unwrap()
+}
+
+/// Proves a form and its folded self, and counts the groups of the latter.
+fn groups(form: Model) -> Vec<usize> {
+    let folded = Case::new(fold::fold(&form).unwrap());
+    Case::new(form).prove();
+    folded.prove();
+    assert!(folded.prunable() > 0.99);
+    folded.coupling.groups.iter().map(|g| g.size).collect()
+}
+
+#[test]
+fn initializers_and_those_that_are_inputs_too() {
+    let mut listed = plain();
+    assert_eq!(groups(model(listed.clone())), [8, 6]);
+    let graph = listed.graph.as_mut().unwrap();
+    for tensor in &graph.initializer {
+        let dims: Vec<Dim> = tensor.dims.iter().map(|&d| Dim::Fixed(d as usize)).collect();
+        graph.input.push(value_info(tensor.name(), ElementKind::Float, Some(&dims)));
+    }
+    assert_eq!(groups(model(listed)), [8, 6]);
+}
+
+#[test]
+fn weights_in_constant_nodes_and_in_typed_lists() {
+    let mut constants = plain();
+    let graph = constants.graph.as_mut().unwrap();
+    for tensor in std::mem::take(&mut graph.initializer) {
+        let mut node = node("Constant", tensor.name(), &[], tensor.name(), vec![]);
+        node.attribute = vec![attribute("value", tensor)];
+        graph.node.insert(0, node);
+    }
+    assert_eq!(groups(model(constants)), [8, 6]);
+    let mut lists = plain();
+    for tensor in &mut lists.graph.as_mut().unwrap().initializer {
+        let raw = tensor.raw_data.take().unwrap();
+        tensor.float_data = raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    }
+    assert_eq!(groups(model(lists)), [8, 6]);
+}
+
+#[test]
+fn layers_in_functions() {
+    let mut proto = plain();
+    let graph = proto.graph.as_mut().unwrap();
+    for conv in graph.node.iter_mut().filter(|n| n.op_type() == "Conv") {
+        conv.op_type = Some("Layer".to_owned());
+        conv.domain = Some("own".to_owned());
+        conv.attribute.clear();
+    }
+    let mut layer = node("Conv", "conv", &["x", "w", "b"], "y", vec![attribute("pads", vec![1i64; 4])]);
+    layer.doc_string = Some("the layer itself".to_owned());
+    proto.functions = vec![FunctionProto {
+        name: Some("Layer".to_owned()),
+        domain: Some("own".to_owned()),
+        input: ["x", "w", "b"].map(str::to_owned).to_vec(),
+        output: vec!["y".to_owned()],
+        node: vec![layer],
+        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+        ..FunctionProto::default()
+    }];
+    proto.opset_import.push(OperatorSetIdProto { domain: Some("own".to_owned()), version: Some(1) });
+    assert_eq!(groups(model(proto)), [8, 6]);
+}
+
+#[test]
+fn weights_given_by_their_shape_alone() {
+    let (mut graph, mut noise) = (GraphBuilder::new("light"), Noise(22));
+    let x = image(&mut graph);
+    let mut filled = |graph: &mut GraphBuilder, dims: &[i64]| {
+        let name = graph.free_name("shape");
+        let shape = graph.ints(&name, &[dims.len()], dims);
+        let value = noise.floats(1, 0.2)[0];
+        let value =
+            TensorProto { dims: vec![1], data_type: Some(DataType::Float.into()), float_data: vec![value], ..TensorProto::default() };
+        graph.node("ConstantOfShape", &[&shape], vec![attribute("value", value)])
+    };
+    let w = filled(&mut graph, &[6, 4, 1, 1]);
+    let a = graph.node("Conv", &[&x, &w], vec![]);
+    let a = graph.node("Relu", &[&a], vec![]);
+    let w = filled(&mut graph, &[3, 6, 1, 1]);
+    let y = graph.node("Conv", &[&a, &w], vec![]);
+    graph.output(&y);
+    let case = Case::new(graph.build().unwrap());
+    case.prove();
+    assert_eq!(case.coupling.groups.iter().map(|g| g.size).collect::<Vec<_>>(), [6]);
+    let pruned = pleach_prune::surgery::prune(&case.model, &case.coupling, &case.shapes, &case.keep(50)).unwrap();
+    assert!(pruned.nodes().filter(|n| n.is("ConstantOfShape")).count() == 2, "nothing is stored that was not");
+}
+
+#[test]
+fn half_precision_inside_holds_within_its_own_rounding() {
+    for kind in [DataType::Float16, DataType::Bfloat16] {
+        let mut proto = plain();
+        let graph = proto.graph.as_mut().unwrap();
+        for tensor in &mut graph.initializer {
+            let values = tensor.raw_data.take().unwrap();
+            let bits = values.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).map(|v| match kind {
+                DataType::Float16 => half::f16::from_f32(v).to_bits(),
+                _ => half::bf16::from_f32(v).to_bits(),
+            });
+            tensor.int32_data = bits.map(i32::from).collect();
+            tensor.data_type = Some(kind.into());
+        }
+        let cast = |x: &str, y: &str, to: DataType| node("Cast", y, &[x], y, vec![attribute("to", i64::from(i32::from(to)))]);
+        for name in graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|name| *name == "x") {
+            *name = "narrow".to_owned();
+        }
+        let last = graph.output[0].name().to_owned();
+        graph.node.insert(0, cast("x", "narrow", kind));
+        graph.node.push(cast(&last, "wide", DataType::Float));
+        graph.output = vec![value_info("wide", ElementKind::Float, None)];
+        let model = model(proto);
+        // ONNX Runtime has no bfloat16 convolution for CPUs: then there is nothing to prove, and it must say so.
+        if runtime().load(&model.encode(), Optimization::All).is_err() {
+            assert_eq!(kind, DataType::Bfloat16);
+            continue;
+        }
+        assert!(proof::bar(&model) > proof::BAR && proof::bar(&model) < 0.05);
+        assert_eq!(groups(model), [8, 6]);
+    }
+}
+
+#[test]
+fn a_group_that_misses_a_member_is_named() {
+    let mut case = Case::new(model(plain()));
+    let group = &mut case.coupling.groups[1];
+    let name = group.name.clone();
+    let bias = group.members.iter().position(|m| m.constant.ends_with(".bias")).unwrap();
+    group.members.remove(bias);
+    let (runtime, inputs) = (runtime(), case.inputs());
+    let Case { model, coupling, shapes, .. } = &case;
+    let subject = proof::Subject { runtime: &runtime, model, coupling, shapes, inputs: &inputs };
+    let error = proof::prove(&subject, 1, &Silent).unwrap_err().to_string();
+    assert!(error.contains("permutation") && error.contains(&format!("group `{name}` alone")), "{error}");
+}
