@@ -15,6 +15,7 @@ use crate::coupling::{Coupling, Group, Keep, measure_shapes};
 use crate::criteria::{Criterion, Norm, Reader, kept, leverage_order, norm_order, obs_order, random_order};
 use crate::error::PruneError;
 use crate::evaluate::Answers;
+use crate::flat;
 use crate::fold::fold;
 use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
@@ -74,6 +75,8 @@ pub struct Analysis {
     pub(crate) losses: Vec<Vec<(usize, f64)>>,
     /// For each layer that may be factored its loss by rank, ascending, without a rank with loss 0 last.
     pub(crate) rank_losses: BTreeMap<usize, Vec<(usize, f64)>>,
+    /// For each group in whose place there may be a constant, the loss then.
+    pub(crate) flat_losses: BTreeMap<usize, f64>,
     /// The model as uploaded.
     pub(crate) original: Vec<u8>,
     pub(crate) original_cost: Cost,
@@ -109,8 +112,9 @@ impl Analysis {
     }
 
     /// Expected loss where so many units or channels are left: log-linear between the probes.
-    pub(crate) fn loss(&self, place: Place, left: usize) -> f64 {
+    pub(crate) fn loss(&self, place: Place, level: Level, left: usize) -> f64 {
         let points = match place {
+            Place::Group(group) if level == Level::Flat => return self.flat_losses.get(&group).copied().unwrap_or(f64::INFINITY),
             Place::Group(group) => self.losses.get(group),
             Place::Layer(layer) => self.rank_losses.get(&layer),
         };
@@ -163,6 +167,7 @@ pub fn analyse(
         orders,
         losses: Vec::new(),
         rank_losses: BTreeMap::new(),
+        flat_losses: BTreeMap::new(),
         original: model.to_vec(),
         original_cost,
         seconds: BTreeMap::new(),
@@ -170,6 +175,7 @@ pub fn analyse(
     };
     analysis.losses = watch.time(Stage::Probe, || probe(&analysis, calibration, runtime, progress))?;
     analysis.rank_losses = watch.time(Stage::Probe, || probe_ranks(&analysis, calibration, runtime, progress))?;
+    analysis.flat_losses = watch.time(Stage::Probe, || probe_constants(&analysis, calibration, runtime, progress))?;
     // Nothing asks for them any more, and they are large.
     analysis.statistics.layers.iter_mut().for_each(LayerStatistics::forget_grams);
     analysis.seconds = watch.0;
@@ -347,6 +353,36 @@ fn probe_ranks(
         }
         monotone(&mut points);
         losses.insert(index, points);
+    }
+    Ok(losses)
+}
+
+/// The loss of each group in whose place there may be a constant: divergence on held rows when its readers put out their mean.
+fn probe_constants(
+    analysis: &Analysis,
+    data: &Dataset,
+    runtime: &dyn Runtime,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<usize, f64>, PruneError> {
+    let Analysis { network, statistics, .. } = analysis;
+    let held = Held::new(analysis, data);
+    let groups = &network.coupling.groups;
+    let mut losses = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        step(progress, Stage::Probe, index, groups.len())?;
+        let Some(readers) = flat::readers(network, group) else { continue };
+        let mut constants = Overrides::new();
+        for reader in readers {
+            let (layer, found) = (&network.layers[reader], &statistics.layers[reader]);
+            let (weights, bias) = network.weights(layer)?;
+            let mean = |o: usize| bias[o] + found.mean.iter().enumerate().map(|(c, m)| m * weights[(c, o)]).sum::<f64>();
+            let bias: Vec<f32> = (0..weights.ncols()).map(|o| mean(o) as f32).collect();
+            let dims = |name: &str| network.model.constant_dims(name).unwrap_or_default();
+            constants.insert(layer.weight.clone(), (dims(&layer.weight), vec![0.0; weights.nrows() * weights.ncols()]));
+            constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), bias.clone()))));
+        }
+        let model = with_constants(&network.model, &constants)?;
+        losses.insert(index, held.divergence(&model, runtime, Stage::Probe)?.max(0.0));
     }
     Ok(losses)
 }

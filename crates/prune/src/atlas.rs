@@ -135,7 +135,7 @@ impl Atlas {
         let kernels = Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| timing(key).map(|t| t.min_us))? };
         let levels = |site: &Site| Levels {
             shares: site.levels.iter().map(|&l| site.left(l) as f64 / site.size.max(1) as f64).collect(),
-            losses: site.levels.iter().map(|&l| analysis.loss(site.place, site.left(l))).collect(),
+            losses: site.levels.iter().map(|&l| analysis.loss(site.place, l, site.left(l))).collect(),
         };
         let sites = grid.sites.iter().map(levels).collect();
         let mut problem = Problem { sites, time: kernels, size: grid.size(analysis.network.model.encode().len()) };

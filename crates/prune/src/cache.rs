@@ -39,6 +39,7 @@ struct Head {
     orders: Vec<Vec<usize>>,
     losses: Vec<Vec<(usize, f64)>>,
     rank_losses: BTreeMap<usize, Vec<(usize, f64)>>,
+    flat_losses: BTreeMap<usize, f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,6 +68,7 @@ impl Analysis {
             orders: self.orders.clone(),
             losses: self.losses.clone(),
             rank_losses: self.rank_losses.clone(),
+            flat_losses: self.flat_losses.clone(),
         };
         let head = serde_json::to_vec(&head).map_err(|e| PruneError::Cache(e.to_string()))?;
         let mut bytes = MARK.to_vec();
@@ -128,6 +130,7 @@ impl Analysis {
             orders: head.orders,
             losses: head.losses,
             rank_losses: head.rank_losses,
+            flat_losses: head.flat_losses,
             original: model.to_vec(),
             original_cost,
             seconds: BTreeMap::from([(Stage::Load, seconds)]),

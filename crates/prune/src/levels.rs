@@ -1,9 +1,10 @@
 //! Levels: what may become of a group or of a layer, as the device's measured kernels favour it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coupling::Keep;
 use crate::criteria::kept;
+use crate::flat;
 use crate::network::{Kind, Network};
 use crate::solve::{Choice, Cost, Problem, Term};
 
@@ -21,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) keep: Keep,
     /// Ranks of the layers that become two, by place in the network.
     pub(crate) ranks: BTreeMap<usize, usize>,
+    /// Layers that put out a constant, by place in the network.
+    pub(crate) flat: BTreeSet<usize>,
 }
 
 /// Where something is chosen.
@@ -41,6 +44,8 @@ pub(crate) enum Level {
     Width(usize),
     /// The layer becomes two, with so many channels between them.
     Rank(usize),
+    /// A constant takes the place of what reads the group, and everything before it goes.
+    Flat,
 }
 
 /// A place and its levels, the least first, the dense one last.
@@ -58,6 +63,7 @@ impl Site {
         match level {
             Level::Keep => self.size,
             Level::Width(left) | Level::Rank(left) => left,
+            Level::Flat => 0,
         }
     }
 }
@@ -67,7 +73,9 @@ impl Site {
 pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
     let groups = network.coupling.groups.iter().enumerate().map(|(place, group)| {
         let level = |w: usize| if w < group.size { Level::Width(w) } else { Level::Keep };
-        Site { place: Place::Group(place), levels: widths(group.size, step).into_iter().map(level).collect(), size: group.size }
+        let flat = flat::readers(network, group).map(|_| Level::Flat);
+        let levels = flat.into_iter().chain(widths(group.size, step).into_iter().map(level)).collect();
+        Site { place: Place::Group(place), levels, size: group.size }
     });
     let layers = (0..network.layers.len()).filter_map(|place| {
         let mut levels: Vec<Level> = ranks(network, place, step).into_iter().map(Level::Rank).collect();
@@ -102,7 +110,12 @@ pub(crate) fn plan(network: &Network, sites: &[Site], orders: &[Vec<usize>], cho
     let mut plan = Plan::default();
     for (site, &level) in sites.iter().zip(choice) {
         match (site.place, site.levels[level]) {
-            (_, Level::Keep) => {}
+            (_, Level::Keep) | (Place::Layer(_), Level::Flat) => {}
+            (Place::Group(group), Level::Flat) => {
+                let found = &network.coupling.groups[group];
+                plan.keep.insert(found.id, kept(&orders[group], 1));
+                plan.flat.extend(flat::readers(network, found).into_iter().flatten());
+            }
             (Place::Group(group), Level::Width(width) | Level::Rank(width)) => {
                 let id = network.coupling.groups[group].id;
                 plan.keep.insert(id, kept(&orders[group], width));

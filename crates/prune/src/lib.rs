@@ -13,6 +13,7 @@ pub mod coupling;
 pub mod criteria;
 pub mod error;
 mod evaluate;
+mod flat;
 pub mod fold;
 pub mod levels;
 mod linear;

@@ -10,7 +10,7 @@ use pleach_onnx::{Model, OnnxError, Patch};
 
 use crate::error::PruneError;
 use crate::linear::{add_product, leading_eigenvectors};
-use crate::network::{Kind, Layer, Network, stored};
+use crate::network::{Kind, Layer, stored};
 
 /// Two factors, `[columns, rank]` and `[rank, outputs]`.
 #[derive(Clone, Debug)]
@@ -44,20 +44,11 @@ impl Factors {
     }
 }
 
-/// Puts two layers in the place of each layer (by place in the network) that has factors.
+/// Puts two layers in the place of one, in a patch to a model whose node ids are the network's.
 ///
 /// # Errors
-/// What validation finds in the changed graph.
-pub(crate) fn split(model: &Model, network: &Network, factored: Vec<(usize, Factors)>) -> Result<Model, OnnxError> {
-    let mut patch = Patch::new();
-    for (index, factors) in factored {
-        let Some(layer) = network.layers.get(index) else { continue };
-        split_layer(model, layer, &factors, &mut patch)?;
-    }
-    model.apply(&patch)
-}
-
-fn split_layer(model: &Model, layer: &Layer, factors: &Factors, patch: &mut Patch) -> Result<(), OnnxError> {
+/// [`OnnxError`] when the model is not the network's.
+pub(crate) fn split(model: &Model, layer: &Layer, factors: &Factors, patch: &mut Patch) -> Result<(), OnnxError> {
     let old = model.node(layer.node).ok_or(OnnxError::NoSuchNode(layer.node))?;
     let (rank, output) = (factors.first.ncols(), old.output(0).unwrap_or_default());
     let between = model.free_name(&format!("{output}.factor"));

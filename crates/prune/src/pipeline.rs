@@ -23,7 +23,7 @@ use crate::warnings::warnings;
 /// Calibration rows and rounds by which candidates are compared.
 const TRIAL: Effort = Effort { rows: 400, rounds: 0 };
 /// Rounds of the delivered variant, on all rows.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 4;
 /// Diverse ways to spend a budget; the uniform one joins them.
 const EMPHASES: [Emphasis; 6] = [
     Emphasis { power: 1.0, floor: 0.0 },

@@ -13,18 +13,20 @@ use std::collections::BTreeSet;
 use faer::Mat;
 use pleach_domain::Tensor;
 use pleach_domain::runtime::Runtime;
-use pleach_onnx::Model;
+use pleach_onnx::{Model, OnnxError};
 use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::coupling::Keep;
 use crate::error::PruneError;
+use crate::flat;
 use crate::levels::Plan;
 use crate::linear::{Factor, Rows, View, apply, cross, gram, mean_diagonal};
 use crate::lowrank::{self, Factors};
 use crate::network::{Layer, Network, model_error, patches, points, stored, weights_of};
 use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Frontier, Inputs, Overrides, floats};
+use crate::simplify::dead;
 use crate::statistics::{LayerStatistics, Statistics};
 use crate::surgery;
 
@@ -72,10 +74,12 @@ pub(crate) fn reconstruct(
     let held = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, rows))).collect();
     let mut frontier = Frontier::new(runtime, &cut, held, batch, Stage::Reconstruct);
     let affected = affected(network, plan);
+    let dead = flat::dead_layers(network, &plan.flat.iter().copied().collect::<Vec<_>>());
     let mut factored = Vec::new();
     for (index, (layer, dense)) in network.layers.iter().zip(&statistics.layers).enumerate() {
         step(progress, Stage::Reconstruct, index, network.layers.len())?;
-        if !affected.contains(&index) || rows == 0 {
+        let dead = dead.contains(&index) && !plan.flat.contains(&index);
+        if !affected.contains(&index) || dead || rows == 0 {
             continue;
         }
         let wanted: Vec<&str> = [Some(layer.input.as_str()), layer.partner.as_deref()].into_iter().flatten().collect();
@@ -85,7 +89,11 @@ pub(crate) fn reconstruct(
         frontier.release(&later.flat_map(|(_, l)| [Some(l.input.as_str()), l.partner.as_deref()]).flatten().collect::<Vec<_>>());
         let (anchor, bias) = weights_of(&cut, layer)?;
         let old = Old { weights: &anchor, bias: &bias };
-        let solved = solve_layer(layer, sample, layer.groups_in(&cut), old, effort.rounds, plan.ranks.get(&index).copied())?;
+        let solved = if plan.flat.contains(&index) {
+            sample.constant(&anchor)
+        } else {
+            solve_layer(layer, sample, layer.groups_in(&cut), old, effort.rounds, plan.ranks.get(&index).copied())?
+        };
         let dims = cut.constant_dims(&layer.weight).unwrap_or_default();
         frontier.overrides.insert(layer.weight.clone(), (dims, stored(layer, &solved.weights)));
         if let Some(name) = &layer.bias {
@@ -95,7 +103,22 @@ pub(crate) fn reconstruct(
         factored.extend(solved.factors.map(|f| (index, f)));
     }
     let solved = with_constants(&cut, &frontier.overrides)?;
-    lowrank::split(&solved, network, factored).map_err(model_error)
+    finished(&solved, network, plan, &factored).map_err(model_error)
+}
+
+/// Puts factors and constants in the place of layers.
+fn finished(solved: &Model, network: &Network, plan: &Plan, factored: &[(usize, Factors)]) -> Result<Model, OnnxError> {
+    if factored.is_empty() && plan.flat.is_empty() {
+        return Ok(solved.clone());
+    }
+    let mut patch = pleach_onnx::Patch::new();
+    for (index, factors) in factored {
+        lowrank::split(solved, &network.layers[*index], factors, &mut patch)?;
+    }
+    for &index in &plan.flat {
+        flat::replace(solved, network, &network.layers[index], &mut patch)?;
+    }
+    dead::sweep(&solved.apply(&patch)?)
 }
 
 /// Rows of which the activations between two layers may be held: at most about three of the largest tensors at a time.
@@ -177,6 +200,13 @@ impl Sample {
         let hold = if rows >= HOLD_OUT { rows / HOLD_OUT } else { 0 };
         let fitted = at.samples_of(rows - hold);
         Ok(Self { x, targets, residual, weights: at.weights().map(<[f32]>::to_vec), fitted })
+    }
+
+    /// The constant that is nearest to what the layer should put out.
+    fn constant(&self, anchor: &Mat<f64>) -> Solution {
+        let wanted = self.targets.view().minus(self.residual.as_ref().map(Rows::view));
+        let bias = wanted.view().means(self.weights.as_deref());
+        Solution { weights: Mat::zeros(anchor.nrows(), anchor.ncols()), bias, factors: None }
     }
 
     /// One group's share of the columns and outputs.

@@ -10,7 +10,7 @@
 
 mod attention;
 mod cone;
-mod dead;
+pub(crate) mod dead;
 mod gelu;
 mod mask;
 mod norm;

@@ -1,6 +1,6 @@
 //! Which fused kernels are measured at which widths, and how times between them are read off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_onnx::node_macs;
 
@@ -8,6 +8,7 @@ use super::{PlanItem, twins};
 use crate::activation::Activation;
 use crate::coupling::Units;
 use crate::error::PruneError;
+use crate::flat;
 use crate::levels::{Level, Place as Where, Site, sites};
 use crate::network::{Kind, Layer, Network, Window};
 use crate::solve::{Choice, Cost, Term};
@@ -18,6 +19,8 @@ const MOST_KERNELS: usize = 160;
 const MOST_ANCHORS: usize = 4;
 /// Groups that one layer's time is tabulated over; further ones count as dense.
 const MOST_GROUPS: usize = 3;
+/// Most constants that one layer's time is tabulated over.
+const MOST_KILLERS: usize = 2;
 /// Uniform shares at which whole networks are timed, besides dense and narrowest.
 const WHOLE_SHARES: [f64; 2] = [0.75, 0.5];
 
@@ -46,6 +49,8 @@ struct Place {
     shape: Shape,
     /// For each group that matters (by number), channels of the layer's input and output a unit stands for.
     groups: Vec<(usize, f64, f64)>,
+    /// Sites at which a constant makes the layer dead.
+    killers: Vec<usize>,
     /// Site at which the layer's rank is chosen.
     rank: Option<usize>,
     inputs: usize,
@@ -66,7 +71,10 @@ pub(super) struct Grid {
 impl Grid {
     pub(super) fn new(network: &Network, step: usize) -> Self {
         let sites = sites(network, step);
-        let mut places: Vec<Place> = network.layers.iter().enumerate().map(|(i, l)| place(network, &sites, i, l)).collect();
+        let dead: Vec<(usize, BTreeSet<usize>)> = (sites.iter().enumerate().filter(|(_, s)| s.levels.contains(&Level::Flat)))
+            .filter_map(|(i, _)| Some((i, flat::dead_layers(network, &flat::readers(network, network.coupling.groups.get(i)?)?))))
+            .collect();
+        let mut places: Vec<Place> = network.layers.iter().enumerate().map(|(i, l)| place(network, &sites, &dead, i, l)).collect();
         let mut anchors = MOST_ANCHORS;
         loop {
             choose_anchors(&mut places, &sites, anchors, u64::MAX);
@@ -101,7 +109,7 @@ impl Grid {
         for share in WHOLE_SHARES {
             choices.push(narrowed(&|s, l| s.left(l) as f64 >= share * s.size as f64));
         }
-        choices.push(narrowed(&|_, _| true));
+        choices.push(narrowed(&|_, l| l != Level::Flat));
         choices.dedup();
         choices
     }
@@ -152,7 +160,8 @@ impl Grid {
     }
 
     fn term(&self, place: &Place, value: impl Fn(f64, f64, Option<f64>) -> f64) -> Term {
-        let sites: Vec<usize> = place.groups.iter().map(|g| g.0).chain(place.rank).collect();
+        let extra = place.killers.iter().copied().filter(|k| place.groups.iter().all(|g| g.0 != *k));
+        let sites: Vec<usize> = place.groups.iter().map(|g| g.0).chain(extra).chain(place.rank).collect();
         let mut table = Vec::new();
         let mut levels = vec![0; sites.len()];
         loop {
@@ -165,9 +174,10 @@ impl Grid {
             }
             let rank = place.rank.zip(levels.last()).and_then(|(site, &l)| match self.sites[site].levels[l] {
                 Level::Rank(rank) => Some(rank as f64),
-                Level::Keep | Level::Width(_) => None,
+                Level::Keep | Level::Width(_) | Level::Flat => None,
             });
-            table.push(value(inputs, outputs, rank));
+            let dead = sites.iter().zip(&levels).any(|(&s, &l)| place.killers.contains(&s) && self.sites[s].levels[l] == Level::Flat);
+            table.push(if dead || inputs <= 0.0 || outputs <= 0.0 { 0.0 } else { value(inputs, outputs, rank) });
             let next = (0..levels.len()).rev().find(|&i| levels[i] + 1 < self.sites[sites[i]].levels.len());
             let Some(next) = next else { return Term { sites, table } };
             levels[next] += 1;
@@ -254,7 +264,7 @@ fn bracket(anchors: &[usize], width: f64) -> (usize, usize, f64) {
     (low, high, share.clamp(0.0, 1.0))
 }
 
-fn place(network: &Network, sites: &[Site], index: usize, layer: &Layer) -> Place {
+fn place(network: &Network, sites: &[Site], dead: &[(usize, BTreeSet<usize>)], index: usize, layer: &Layer) -> Place {
     let mut groups: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     let per_unit = |units: &Units| units.iter().map(<[usize]>::len).sum::<usize>() as f64 / units.len().max(1) as f64;
     for (group, units) in network.input_groups(layer) {
@@ -276,7 +286,8 @@ fn place(network: &Network, sites: &[Site], index: usize, layer: &Layer) -> Plac
     let groups = groups.into_iter().map(|(g, (i, o))| (g, i, o)).take(MOST_GROUPS).collect();
     let rank = sites.iter().position(|s| s.place == Where::Layer(index));
     let anchors = [Vec::new(), Vec::new()];
-    Place { shape, groups, rank, inputs: layer.inputs, outputs: layer.outputs, anchors, macs, taps: layer.taps }
+    let killers = dead.iter().filter(|(_, layers)| layers.contains(&index)).map(|(site, _)| *site).take(MOST_KILLERS).collect();
+    Place { shape, groups, killers, rank, inputs: layer.inputs, outputs: layer.outputs, anchors, macs, taps: layer.taps }
 }
 
 /// Chooses the measured widths of every layer: `most` on an axis, two where the layer has at most `bar` multiply-accumulates.
@@ -289,7 +300,7 @@ fn choose_anchors(places: &mut [Place], sites: &[Site], most: usize, bar: u64) {
                 let site = &sites[group.0];
                 let narrowed = |base: usize| {
                     let gone = |&l: &Level| ((site.size - site.left(l)) as f64 * per(group)).round() as usize;
-                    site.levels.iter().map(move |l| base.saturating_sub(gone(l)))
+                    site.levels.iter().filter(|l| **l != Level::Flat).map(move |l| base.saturating_sub(gone(l)))
                 };
                 reached = reached.iter().flat_map(|&base| narrowed(base)).collect();
             }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use pleach_onnx::{Model, OnnxError, Patch};
 
 /// The model without nodes and constants that no output depends on. Graph inputs stay.
-pub(super) fn sweep(model: &Model) -> Result<Model, OnnxError> {
+pub(crate) fn sweep(model: &Model) -> Result<Model, OnnxError> {
     let mut needed: HashSet<String> = model.outputs().into_iter().map(|o| o.name).collect();
     let mut patch = Patch::new();
     let nodes: Vec<_> = model.nodes().collect();
