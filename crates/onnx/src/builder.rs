@@ -249,13 +249,19 @@ impl GraphBuilder {
         }
     }
 
-    /// The model as it stands, not validated: for more than a builder says, e.g. other operator sets and functions.
+    /// The model as it stands, not validated: for more than a builder says, e.g. other operator sets and functions. It imports
+    /// ONNX Runtime's own operators where nodes name their domain.
     pub fn into_proto(self) -> ModelProto {
+        let import = |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
+        let mut opset_import = vec![import("", self.opset)];
+        if self.graph.node.iter().any(|n| n.domain() == "com.microsoft") {
+            opset_import.push(import("com.microsoft", 1));
+        }
         ModelProto {
             ir_version: Some(8),
             producer_name: Some("pleach".to_owned()),
             graph: Some(self.graph),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(self.opset) }],
+            opset_import,
             ..ModelProto::default()
         }
     }

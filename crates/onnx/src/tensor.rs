@@ -305,7 +305,7 @@ pub(crate) fn is_filled(tensor: &TensorProto, value: &TensorProto) -> bool {
 }
 
 /// A tensor of floats in the storage type of `like` (FLOAT when that is not a float type), as `raw_data`.
-pub(crate) fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: DataType) -> Result<TensorProto, OnnxError> {
+pub fn encode_floats(name: &str, dims: &[usize], values: &[f32], kind: DataType) -> Result<TensorProto, OnnxError> {
     let raw: Vec<u8> = match kind {
         DataType::Float16 => bytes(values, |v| f16::from_f32(v).to_le_bytes()),
         DataType::Bfloat16 => bytes(values, |v| bf16::from_f32(v).to_le_bytes()),

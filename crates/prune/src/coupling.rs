@@ -12,6 +12,7 @@
 mod axes;
 mod groups;
 mod layouts;
+mod rotation;
 mod rules;
 mod shapes;
 
@@ -147,8 +148,90 @@ pub struct Group {
     pub consumers: Vec<Consumer>,
     /// Depthwise convolutions its channels pass.
     pub depthwise: Vec<NodeId>,
+    /// Products of activations that sum over its units: attention scores, over the dims of queries and keys.
+    pub contractions: Vec<Contraction>,
+    /// How its units may be mixed with each other.
+    pub rotation: Rotation,
     /// Activations that get shorter with it.
     pub tensors: Vec<TensorAxis>,
+}
+
+/// A product of two activations that sums over a group's units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contraction {
+    /// The node.
+    pub node: NodeId,
+    /// Zeros that, put at all of these places, leave a unit out of the sum.
+    pub zeros: Vec<Zeros>,
+}
+
+/// A place where zeros leave units of a group out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Zeros {
+    /// An axis of an activation that a node reads.
+    Input {
+        /// The node.
+        node: NodeId,
+        /// Which of its inputs.
+        input: usize,
+        /// Length of the axis.
+        length: usize,
+        /// Number of axes behind it.
+        inner: usize,
+        /// Where the units lie on it.
+        units: Units,
+    },
+    /// An axis of a constant.
+    Constant {
+        /// Its name.
+        name: String,
+        /// The axis.
+        axis: usize,
+        /// Where the units lie on it.
+        units: Units,
+    },
+}
+
+/// Changes of basis of a group's units that leave every output as it is, up to rounding.
+///
+/// Between the layers that make the units and those that sum over them nothing treats one index of the axis unlike another and nothing
+/// is nonlinear in it, so an invertible matrix may be put in by one side and taken out by the other. Each head has its own: `T_h`, of as many
+/// rows and columns as the group has units, is applied to all [`Block`]s of head `h` of the first list, and the transpose of its
+/// inverse to those of the second. Applying `T` to a block replaces its slice at unit `u` by the sum over `v` of `T[v][u]` times the slice at
+/// `v`; see [`crate::surgery::change_basis`]. The lists hold every constant that lies on the group's units, biases included. Afterwards units may be
+/// removed as of any other group. All heads keep the same units, so a reduction of rank sorts the basis of each head by what it is worth.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Rotation {
+    /// None is known to be exact: units may go or change places, no more.
+    #[default]
+    None,
+    /// The units are summed over in a product of two activations, as are the dims of queries and keys. No layer reads them.
+    Bilinear {
+        /// Constants of the one factor: weights and biases of the queries, say.
+        left: Vec<Block>,
+        /// Constants of the other.
+        right: Vec<Block>,
+    },
+    /// Layers read what other layers make, with at most a mixing of rows between, as are the dims of values.
+    Linear {
+        /// Weights and biases that make the units.
+        made: Vec<Block>,
+        /// Weights that sum over them.
+        read: Vec<Block>,
+    },
+}
+
+/// One copy of a group's units on an axis of a constant, e.g. the columns of one head in the weight of the queries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Which head: blocks of one head change basis together. Numbered from 0.
+    pub head: usize,
+    /// Name of the constant.
+    pub constant: String,
+    /// The axis.
+    pub axis: usize,
+    /// Index of each unit on the axis.
+    pub indices: Vec<usize>,
 }
 
 /// Where a node keeps a number.
@@ -185,7 +268,7 @@ pub struct Frozen {
 }
 
 /// What couples with what in one model.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Coupling {
     /// Groups that may be narrowed, by id.
     pub groups: Vec<Group>,
@@ -193,6 +276,8 @@ pub struct Coupling {
     pub frozen: Vec<Frozen>,
     /// Numbers in the graph that count channels.
     pub(crate) counts: Vec<Count>,
+    /// Attention operators whose scale is given by the length of an axis: the scale of the dense graph and the groups on that axis.
+    pub(crate) scales: Vec<(NodeId, f32, Vec<(GroupId, Units)>)>,
     /// Constants whose values are indices of an axis, with the groups that narrow that axis.
     pub(crate) indices: Vec<(String, GroupId, Units)>,
 }
@@ -200,7 +285,7 @@ pub struct Coupling {
 /// Multiply-accumulates that can shrink, of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrunableMacs {
-    /// In layers of which a group can narrow the input or the output.
+    /// In layers and products of which a group can narrow an input or the output.
     pub prunable: u64,
     /// In all layers.
     pub total: u64,
@@ -276,14 +361,14 @@ impl Coupling {
 
     /// How much of the work can shrink, at batch 1.
     pub fn prunable_macs(&self, model: &Model, shapes: &Shapes) -> PrunableMacs {
-        let narrowed: std::collections::HashSet<NodeId> = (self.groups.iter())
-            .flat_map(|g| g.producers.iter().map(|p| p.node).chain(g.consumers.iter().map(|c| c.node)).chain(g.depthwise.iter().copied()))
+        let narrowed: std::collections::HashSet<&str> = (self.groups.iter())
+            .flat_map(|g| g.tensors.iter().map(|t| t.tensor.as_str()).chain(g.members.iter().map(|m| m.constant.as_str())))
             .collect();
         let mut macs = PrunableMacs { prunable: 0, total: 0 };
         for node in model.nodes() {
             let count = node_macs(model, node, shapes, 1);
             macs.total += count;
-            if narrowed.contains(&node.id) {
+            if node.inputs().chain(node.outputs()).any(|name| narrowed.contains(name)) {
                 macs.prunable += count;
             }
         }

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use pleach_onnx::builder::attribute;
+use pleach_onnx::builder::{attribute, node};
 use pleach_onnx::proto::TensorProto;
-use pleach_onnx::tensor::{encode_ints, select, zero};
+use pleach_onnx::proto::tensor_proto::DataType;
+use pleach_onnx::tensor::{encode_floats, encode_ints, select, zero};
 use pleach_onnx::{Model, Node, NodeId, OnnxError, Patch, Shapes};
 use thiserror::Error;
 
-use crate::coupling::{Coupling, Group, GroupId, Keep, Place, Units, complement};
+use crate::coupling::{Block, Coupling, Group, GroupId, Keep, Place, Units, Zeros, complement};
 
 /// Why a cut was refused.
 #[derive(Debug, Error)]
@@ -78,28 +79,111 @@ pub fn prune(model: &Model, coupling: &Coupling, shapes: &Shapes, keep: &Keep) -
         patch.set_axis_length(tensor, *axis, dense.at(1).saturating_sub(removed.len()));
     }
     recount(&mut patch, model, coupling, &cut)?;
+    for (node, scale, groups) in &coupling.scales {
+        if !removed_on(&cut, groups.iter().map(|(id, units)| (*id, units))).is_empty() {
+            patch.set_attribute(*node, attribute("scale", *scale));
+        }
+    }
     Ok(model.apply(&patch)?)
 }
 
-/// The dense graph with the weights of consumers zeroed where `keep` removes a unit: it computes what [`prune`] computes.
+/// The dense graph with zeros where something reads a unit that `keep` removes: in the weights of consumers, and in one factor of
+/// products of activations. It computes what [`prune`] computes.
 ///
 /// # Errors
 /// As [`prune`].
 pub fn mask(model: &Model, coupling: &Coupling, keep: &Keep) -> Result<Model, SurgeryError> {
     let mut constants = BTreeMap::new();
+    let mut inputs: BTreeMap<(NodeId, usize), Vec<TensorProto>> = BTreeMap::new();
     for (group, gone) in cut_groups(coupling, keep)? {
         for consumer in &group.consumers {
-            let name = consumer.weight.as_str();
-            let tensor = match constants.remove(name) {
-                Some(tensor) => tensor,
-                None => model.constant_tensor(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))?,
-            };
-            constants.insert(name, zero(&tensor, consumer.axis, &consumer.units.indices(&gone))?);
+            zero_in(&mut constants, model, &consumer.weight, consumer.axis, &consumer.units.indices(&gone))?;
+        }
+        for zeros in group.contractions.iter().flat_map(|c| &c.zeros) {
+            match zeros {
+                Zeros::Constant { name, axis, units } => zero_in(&mut constants, model, name, *axis, &units.indices(&gone))?,
+                Zeros::Input { node, input, length, inner, units } => {
+                    let factor = factor(model, group, *length, *inner, &units.indices(&gone))?;
+                    inputs.entry((*node, *input)).or_default().push(factor);
+                }
+            }
         }
     }
     let mut patch = Patch::new();
     for tensor in constants.into_values() {
         patch.set_constant(tensor);
+    }
+    for ((id, input), factors) in inputs {
+        let mut read = model.node(id).and_then(|node| node.input(input)).ok_or(OnnxError::NoSuchNode(id))?.to_owned();
+        for (i, factor) in factors.into_iter().enumerate() {
+            let name = model.free_name(&format!("mask.{}.{input}.{i}", id.0));
+            patch.set_constant(TensorProto { name: Some(format!("{name}.factor")), ..factor });
+            patch.insert_before(id, node("Mul", &name, &[&read, &format!("{name}.factor")], &name, vec![]));
+            read = name;
+        }
+        patch.set_input(id, input, &read);
+    }
+    Ok(model.apply(&patch)?)
+}
+
+/// Zeros a constant at the given indices of an axis, on top of what was changed in it before.
+fn zero_in<'a>(
+    constants: &mut BTreeMap<&'a str, TensorProto>,
+    model: &Model,
+    name: &'a str,
+    axis: usize,
+    indices: &[usize],
+) -> Result<(), SurgeryError> {
+    let tensor = match constants.remove(name) {
+        Some(tensor) => tensor,
+        None => model.constant_tensor(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))?,
+    };
+    constants.insert(name, zero(&tensor, axis, indices)?);
+    Ok(())
+}
+
+/// A factor for an axis of `length` with `inner` axes behind it: 0 at the given indices, 1 elsewhere, in the group's own type.
+fn factor(model: &Model, group: &Group, length: usize, inner: usize, indices: &[usize]) -> Result<TensorProto, SurgeryError> {
+    let types = group.members.iter().filter_map(|m| DataType::try_from(model.constant_proto(&m.constant)?.data_type()).ok());
+    let floats = [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double];
+    let data_type = types.into_iter().find(|t| floats.contains(t)).unwrap_or(DataType::Float);
+    let values: Vec<f32> = (0..length).map(|i| if indices.binary_search(&i).is_ok() { 0.0 } else { 1.0 }).collect();
+    let dims: Vec<usize> = std::iter::once(length).chain(std::iter::repeat_n(1, inner)).collect();
+    Ok(encode_floats("factor", &dims, &values, data_type)?)
+}
+
+/// Applies a matrix to each block of a [`Rotation`](crate::coupling::Rotation): `matrices[head]`, row-major, of as many rows and columns as the block has
+/// units. The slice at unit `u` becomes the sum over `v` of `matrix[v][u]` times the slice at `v`.
+///
+/// # Errors
+/// [`SurgeryError::Foreign`] when a block is not of this model or its head has no matrix.
+pub fn change_basis(model: &Model, blocks: &[Block], matrices: &[Vec<f64>]) -> Result<Model, SurgeryError> {
+    let mut constants: BTreeMap<&str, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
+    for block in blocks {
+        let foreign = || SurgeryError::Foreign(block.constant.clone());
+        let (dims, values) = match constants.remove(block.constant.as_str()) {
+            Some(own) => own,
+            None => model.floats(&block.constant).ok_or_else(foreign)?,
+        };
+        let n = block.indices.len();
+        let matrix = matrices.get(block.head).filter(|m| m.len() == n * n).ok_or_else(foreign)?;
+        let (axis, inner) = (*dims.get(block.axis).ok_or_else(foreign)?, dims.iter().skip(block.axis + 1).product::<usize>());
+        let mut changed = values.clone();
+        for outer in 0..values.len() / (axis * inner).max(1) {
+            let at = |unit: usize, i: usize| outer * axis * inner + unit * inner + i;
+            for (u, &to) in block.indices.iter().enumerate() {
+                for i in 0..inner {
+                    let term = |(v, &from): (usize, &usize)| Some(matrix.get(v * n + u)? * f64::from(*values.get(at(from, i))?));
+                    let sum: f64 = block.indices.iter().enumerate().filter_map(term).sum();
+                    *changed.get_mut(at(to, i)).ok_or_else(foreign)? = sum as f32;
+                }
+            }
+        }
+        constants.insert(&block.constant, (dims, changed));
+    }
+    let mut patch = Patch::new();
+    for (name, (dims, values)) in constants {
+        patch.set_floats(model, name, &dims, &values)?;
     }
     Ok(model.apply(&patch)?)
 }
@@ -188,7 +272,12 @@ fn recount(patch: &mut Patch, model: &Model, coupling: &Coupling, cut: &[(&Group
         let node = model.node(count.node).ok_or(OnnxError::NoSuchNode(count.node))?;
         let list = match lists.entry((count.node, count.place)) {
             Entry::Occupied(list) => list.into_mut(),
-            Entry::Vacant(place) => place.insert(numbers(model, node, count.place)?),
+            Entry::Vacant(place) => {
+                let own = numbers(model, node, count.place)?;
+                // An attribute that is left out has the dense lengths.
+                let dense = || coupling.counts.iter().filter(|c| (c.node, c.place) == (count.node, count.place)).map(|c| c.dense).collect();
+                place.insert(if own.is_empty() { dense() } else { own })
+            }
         };
         if let Some(slot) = list.get_mut(count.index) {
             *slot = count.dense - i64::try_from(less).unwrap_or(i64::MAX);
@@ -197,8 +286,9 @@ fn recount(patch: &mut Patch, model: &Model, coupling: &Coupling, cut: &[(&Group
     for ((id, place), list) in lists {
         match place {
             Place::Attribute(name) => {
-                let scalar = model.node(id).and_then(|node| node.int(name)).and(list.first().copied());
-                patch.set_attribute(id, scalar.map_or_else(|| attribute(name, list.clone()), |value| attribute(name, value)));
+                let listed = list.len() > 1 || model.node(id).is_some_and(|node| node.ints(name).is_some_and(|own| !own.is_empty()));
+                let value = list.first().copied().filter(|_| !listed);
+                patch.set_attribute(id, value.map_or_else(|| attribute(name, list.clone()), |value| attribute(name, value)));
             }
             Place::Input(slot) => {
                 let input = model.node(id).and_then(|node| node.input(slot)).unwrap_or_default();

@@ -4,7 +4,7 @@
 //! an index does not depend on the axis it is seen on. Axes that are never cut (a batch, an image's rows) are *opaque*: a length
 //! and a reason, without nodes; a node that meets one is frozen.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::layouts::{Layouts, Wishes};
@@ -52,6 +52,8 @@ pub(super) struct Atoms {
     numbers: HashMap<String, usize>,
     /// Why nodes are frozen.
     frozen: BTreeMap<usize, Vec<usize>>,
+    /// Nodes whose indices are not treated alike all the way.
+    stiff: BTreeSet<usize>,
     wishes: Wishes,
 }
 
@@ -166,6 +168,20 @@ impl Atoms {
             Atom::Cells(nodes) => Some(nodes),
             Atom::Opaque { .. } => None,
         }
+    }
+
+    /// Lets no change of basis mix the indices of an axis.
+    pub(super) fn stiffen(&mut self, axis: &Axis) {
+        for id in axis.atoms() {
+            if let Some(Atom::Cells(nodes)) = self.atoms.get(id.0) {
+                self.stiff.extend(nodes);
+            }
+        }
+    }
+
+    /// Nodes that no change of basis may mix.
+    pub(super) fn stiff(&self) -> impl Iterator<Item = usize> {
+        self.stiff.iter().copied()
     }
 
     /// Frozen nodes with their reasons.

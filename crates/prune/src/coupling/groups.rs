@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use pleach_onnx::NodeId;
 
 use super::axes::{AtomId, Atoms, Axis};
-use super::rules::{SPATIAL, Trace};
-use super::{Consumer, Count, Coupling, Frozen, Group, GroupId, Member, Producer, TensorAxis, Units};
+use super::rules::{Mask, SPATIAL, Trace};
+use super::{
+    Consumer, Contraction, Count, Coupling, Frozen, Group, GroupId, Member, Producer, Rotation, TensorAxis, Units, Zeros, rotation,
+};
 
 /// Most reasons told for one frozen part.
 const MAX_REASONS: usize = 3;
@@ -19,7 +21,7 @@ struct Part {
 }
 
 /// Where each class belongs.
-struct Parts {
+pub(super) struct Parts {
     parts: Vec<Part>,
     /// Part and unit of each class.
     places: HashMap<usize, (usize, usize)>,
@@ -78,11 +80,14 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
             producers: producers.get(&index).cloned().unwrap_or_default(),
             consumers: vec![],
             depthwise: vec![],
+            contractions: vec![],
+            rotation: Rotation::None,
             tensors: vec![],
         });
     }
     tell_opaque(&trace, &mut coupling.frozen);
     fill(&trace, &parts, &ids, &mut coupling);
+    rotation::find(&trace, &parts, &ids, &mut coupling);
     coupling
 }
 
@@ -136,6 +141,14 @@ fn fill(trace: &Trace<'_>, parts: &Parts, ids: &HashMap<usize, GroupId>, couplin
             });
         }
     }
+    for contracted in &trace.contracted {
+        for (id, _) in on(&contracted.left) {
+            let zeros = contracted.masks.iter().filter_map(|mask| zeros(trace, mask, &|axis| on(axis).into_iter().find(|(i, _)| *i == id)));
+            let contraction = Contraction { node: contracted.node, zeros: zeros.collect() };
+            let Some(group) = coupling.groups.get_mut(id.0) else { continue };
+            group.contractions.push(contraction);
+        }
+    }
     for (node, axis) in &trace.depthwise {
         for (id, _) in on(axis) {
             let Some(group) = coupling.groups.get_mut(id.0) else { continue };
@@ -154,16 +167,47 @@ fn fill(trace: &Trace<'_>, parts: &Parts, ids: &HashMap<usize, GroupId>, couplin
     }
     for counted in &trace.counts {
         let groups = on(&counted.axis);
-        if !groups.is_empty() {
-            coupling.counts.push(Count { node: counted.node, place: counted.place, index: counted.index, dense: counted.dense, groups });
-        }
+        coupling.counts.push(Count { node: counted.node, place: counted.place, index: counted.index, dense: counted.dense, groups });
     }
+    coupling.scales = trace.scales.iter().map(|scale| (scale.node, scale.value, on(&scale.axis))).collect();
     for (constant, axis) in &trace.indices {
         coupling.indices.extend(on(axis).into_iter().map(|(id, units)| (constant.clone(), id, units)));
     }
 }
 
+/// Where a group's units vanish when zeros stand there.
+fn zeros(trace: &Trace<'_>, mask: &Mask, on: &dyn Fn(&Axis) -> Option<(GroupId, Units)>) -> Option<Zeros> {
+    match mask {
+        Mask::Input { node, input, axis } => {
+            let name = trace.model.node(*node)?.input(*input)?;
+            let axes = trace.tensors.get(name)?;
+            let own = axes.get(*axis)?;
+            let (length, inner) = (trace.atoms.axis_length(own), axes.len() - axis - 1);
+            Some(Zeros::Input { node: *node, input: *input, length, inner, units: on(own)?.1 })
+        }
+        Mask::Constant { name, axis } => {
+            let own = trace.constants.get(name)?.get(*axis)?.as_ref()?;
+            Some(Zeros::Constant { name: name.clone(), axis: *axis, units: on(own)?.1 })
+        }
+    }
+}
+
 impl Parts {
+    /// The part of a node, if it has one.
+    pub(super) fn part(&self, atoms: &Atoms, node: usize) -> Option<usize> {
+        self.places.get(&atoms.class(node)).map(|&(part, _)| part)
+    }
+
+    /// The unit of a part that a node is of.
+    pub(super) fn unit(&self, atoms: &Atoms, node: usize, part: usize) -> Option<usize> {
+        self.places.get(&atoms.class(node)).filter(|place| place.0 == part).map(|&(_, unit)| unit)
+    }
+
+    /// Number of units of a part.
+    pub(super) fn size(&self, part: usize) -> usize {
+        self.parts.get(part).map_or(0, |p| p.size)
+    }
+
     fn of(atoms: &Atoms) -> Self {
         // How often each class stands in each atom, and the classes in the order of atoms.
         let mut signatures: HashMap<usize, Vec<(AtomId, usize)>> = HashMap::new();

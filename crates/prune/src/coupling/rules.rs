@@ -2,6 +2,8 @@
 //!
 //! Rules follow the ONNX operator specification (ai.onnx 7 to 25).
 
+mod attention;
+mod contrib;
 mod elementwise;
 mod layer;
 mod reduction;
@@ -12,7 +14,7 @@ use std::collections::HashMap;
 use pleach_onnx::{Model, Node, NodeId, Shapes};
 
 use super::Place;
-use super::axes::{Atoms, Axis};
+use super::axes::{AtomId, Atoms, Axis};
 use super::layouts::Layouts;
 use elementwise::{BROADCAST, UNARY};
 use reduction::{POOLS, REDUCTIONS};
@@ -25,6 +27,32 @@ const MAX_WALKS: usize = 32;
 
 /// Why spatial axes are frozen: not worth telling.
 pub(super) const SPATIAL: &str = "spatial axis";
+
+/// Operators that are linear in each input and treat all indices of an axis alike; those of attention say themselves what they do not.
+const LINEAR: [&str; 22] = [
+    "Add",
+    "Attention",
+    "Cast",
+    "Concat",
+    "Constant",
+    "Dropout",
+    "Einsum",
+    "Expand",
+    "Flatten",
+    "FusedMatMul",
+    "Gemm",
+    "GroupQueryAttention",
+    "Identity",
+    "MatMul",
+    "MultiHeadAttention",
+    "Neg",
+    "Reshape",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Transpose",
+    "Unsqueeze",
+];
 
 /// A layer's output channels.
 pub(super) struct Made {
@@ -43,6 +71,31 @@ pub(super) struct Summed {
     pub(super) input: String,
     pub(super) input_axis: usize,
     pub(super) bias: Option<String>,
+    pub(super) axis: Axis,
+}
+
+/// A place where zeros leave indices of a contracted axis out.
+#[derive(Clone, Debug)]
+pub(super) enum Mask {
+    /// An axis of an input.
+    Input { node: NodeId, input: usize, axis: usize },
+    /// An axis of a constant.
+    Constant { name: String, axis: usize },
+}
+
+/// An axis that a product of two activations sums over.
+pub(super) struct Contracted {
+    pub(super) node: NodeId,
+    pub(super) masks: Vec<Mask>,
+    pub(super) left: Axis,
+    pub(super) right: Axis,
+}
+
+/// An attention operator's scale, where the length of an axis gives it.
+pub(super) struct Scale {
+    pub(super) node: NodeId,
+    /// The scale of the dense graph.
+    pub(super) value: f32,
     pub(super) axis: Axis,
 }
 
@@ -68,6 +121,8 @@ pub(super) struct Trace<'a> {
     pub(super) made: Vec<Made>,
     pub(super) summed: Vec<Summed>,
     pub(super) depthwise: Vec<(NodeId, Axis)>,
+    pub(super) contracted: Vec<Contracted>,
+    pub(super) scales: Vec<Scale>,
     pub(super) counts: Vec<Counted>,
     /// Constants whose values are indices of an axis.
     pub(super) indices: Vec<(String, Axis)>,
@@ -94,6 +149,8 @@ impl<'a> Trace<'a> {
             made: Vec::new(),
             summed: Vec::new(),
             depthwise: Vec::new(),
+            contracted: Vec::new(),
+            scales: Vec::new(),
             counts: Vec::new(),
             indices: Vec::new(),
         };
@@ -105,6 +162,7 @@ impl<'a> Trace<'a> {
             if trace.rule(node).is_none() {
                 trace.give_up(node, "has no rule for this form");
             }
+            trace.stiffen(node);
         }
         for output in model.outputs() {
             trace.freeze_tensor(&output.name, &format!("graph output `{}`", output.name));
@@ -122,8 +180,10 @@ impl<'a> Trace<'a> {
         for name in node.captured() {
             self.freeze_tensor(name, &format!("node `{}` ({}) captures it", node.label(), node.op_type()));
         }
-        if !node.domain().is_empty() {
-            return None;
+        match node.domain() {
+            "" => (),
+            "com.microsoft" => return self.contrib(node),
+            _ => return None,
         }
         match node.op_type() {
             "Constant" => Some(()),
@@ -141,6 +201,15 @@ impl<'a> Trace<'a> {
                 self.count_lengths(node, Place::Input(1), &target)
             }
             "Transpose" => self.transpose(node),
+            "Einsum" => self.einsum(node),
+            "Gather" if self.root(node.input(0)?).is_some() => self.embedding(node),
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => self.layer_norm(node, 1),
+            "Softmax" | "LogSoftmax" | "Hardmax" => self.softmax(node),
+            "Attention" => self.attention(node),
+            "RotaryEmbedding" => self.rotary(node),
+            "Trilu" => self.trilu(node),
+            "DynamicQuantizeLinear" => self.quantize(node),
+            "MatMulInteger" => self.quantized_matmul(node, &[3], None),
             op if REDUCTIONS.contains(&op) => self.reduce(node),
             op if POOLS.contains(&op) => self.pool(node),
             op if UNARY.contains(&op) => self.unary(node),
@@ -159,6 +228,47 @@ impl<'a> Trace<'a> {
             let axes = self.new_axes(name, &reason);
             self.tensors.insert(name.to_owned(), axes);
         }
+    }
+
+    /// Lets no change of basis mix what a node treats index by index: only operators known to be linear, and to treat all
+    /// indices of an axis alike, leave one possible.
+    fn stiffen(&mut self, node: Node<'a>) {
+        let stiff: Vec<Axis> = match node.op_type() {
+            op if LINEAR.contains(&op) => return,
+            "Gather" | "Slice" | "Split" => {
+                let before: std::collections::HashSet<AtomId> = self.known(node.inputs()).iter().flat_map(Axis::atoms).collect();
+                self.known(node.outputs()).into_iter().filter(|axis| axis.atoms().any(|atom| !before.contains(&atom))).collect()
+            }
+            "Mul" | "Div" => self.scaled(node).unwrap_or_default(),
+            _ => self.known(node.inputs().chain(node.outputs())),
+        };
+        for axis in &stiff {
+            self.atoms.stiffen(axis);
+        }
+    }
+
+    /// Axes of the named tensors that something is bound to already.
+    fn known<'n>(&self, names: impl Iterator<Item = &'n str>) -> Vec<Axis> {
+        let own = |name: &str| match self.root(name) {
+            Some(root) => self.constants.get(&root).map(|axes| axes.iter().flatten().cloned().collect()),
+            None => self.tensors.get(name).cloned(),
+        };
+        names.filter_map(own).flat_map(|axes: Vec<Axis>| axes).collect()
+    }
+
+    /// Axes of a product or quotient on which both sides have more than one index, and those of a divisor.
+    fn scaled(&mut self, node: Node<'a>) -> Option<Vec<Axis>> {
+        let (left, right) = (self.axes(node.input(0)?)?, self.axes(node.input(1)?)?);
+        let wide = |axes: &[Axis], behind: usize| {
+            let axis = axes.len().checked_sub(behind + 1).and_then(|i| axes.get(i))?;
+            (self.atoms.axis_length(axis) > 1).then(|| axis.clone())
+        };
+        let both = |behind| Some([wide(&left, behind)?, wide(&right, behind)?]);
+        let mut stiff: Vec<Axis> = (0..left.len().min(right.len())).filter_map(both).flatten().collect();
+        if node.is("Div") {
+            stiff.extend(right);
+        }
+        Some(stiff)
     }
 
     /// Sets a node's output to the given axes and as many spatial ones as its rank needs.

@@ -57,14 +57,25 @@ impl<'a> Trace<'a> {
     }
 
     pub(super) fn matmul(&mut self, node: Node<'a>) -> Option<()> {
-        let (x, weight) = (node.input(0)?, self.root(node.input(1)?)?);
-        let (mut axes, dims) = (self.axes(x)?, self.dims(&weight)?);
-        if dims.len() != 2 || axes.len() < 2 {
+        self.matmul_as(node, [false; 2])
+    }
+
+    /// A layer where the right side is a plain weight, else a product of two tensors; the last two axes of the sides that
+    /// `transposed` says are exchanged.
+    pub(super) fn matmul_as(&mut self, node: Node<'a>, transposed: [bool; 2]) -> Option<()> {
+        let x = node.input(0)?;
+        let weight = self.root(node.input(1)?).filter(|_| !transposed[0] && self.root(x).is_none());
+        let Some((weight, dims)) = weight.and_then(|w| self.dims(&w).filter(|d| d.len() == 2).map(|d| (w, d))) else {
+            return self.product(node, transposed);
+        };
+        let mut axes = self.axes(x)?;
+        if axes.len() < 2 {
             return None;
         }
         let contracted = axes.pop()?;
-        let out = self.bound(&weight, 1, dims.get(1).copied()?);
-        self.layer(node, x, axes.len(), &weight, (0, &contracted), (1, &out))?;
+        let (from, to) = if transposed[1] { (1, 0) } else { (0, 1) };
+        let out = self.bound(&weight, to, dims.get(to).copied()?);
+        self.layer(node, x, axes.len(), &weight, (from, &contracted), (to, &out))?;
         axes.push(out);
         self.set(node, axes)
     }
