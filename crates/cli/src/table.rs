@@ -159,7 +159,8 @@ pub fn count(n: u64) -> String {
     match n {
         0..10_000 => n.to_string(),
         10_000..1_000_000 => format!("{} k", n / 1_000),
-        _ => format!("{:.1} M", n as f64 / 1e6),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
     }
 }
 

@@ -154,7 +154,7 @@ fn rejects_a_shape_that_does_not_fit() {
 }
 
 #[test]
-fn rejects_a_model_without_its_external_data() {
+fn external_data_is_read_from_the_models_folder_only() {
     let external = |tensor: TensorProto| TensorProto {
         data_location: Some(DataLocation::External.into()),
         external_data: vec![StringStringEntryProto { key: Some("location".to_owned()), value: Some("weights.bin".to_owned()) }],
@@ -165,10 +165,18 @@ fn rejects_a_model_without_its_external_data() {
     let mut proto = convolution("x", |tensor| tensor).to_proto();
     let weight = &mut proto.graph.as_mut().unwrap().initializer[0];
     *weight = external(weight.clone());
-    let (_folder, file) = scratch("external.onnx", &prost::Message::encode_to_vec(&proto));
+    let (folder, file) = scratch("external.onnx", &prost::Message::encode_to_vec(&proto));
     let (code, message) = refusal(&inspect(&file, &[]));
     assert_eq!(code, 1);
-    assert!(message.contains("weight"), "{message}");
+    assert!(message.contains("tensor `weight` lies in an external file: reading `weights.bin`"), "{message}");
+    std::fs::write(folder.path().join("weights.bin"), [0u8; 108 * 4]).unwrap();
+    assert_eq!(json(&file, &[])["parameters"], 108);
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(elsewhere.path(), [0u8; 108 * 4]).unwrap();
+    std::fs::remove_file(folder.path().join("weights.bin")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("weights.bin")).unwrap();
+    let (_, message) = refusal(&inspect(&file, &[]));
+    assert!(message.contains("a symbolic link leads out of the model's folder"), "{message}");
 }
 
 #[test]

@@ -5,35 +5,35 @@ use pleach_domain::Tensor;
 use pleach_domain::runtime::{LoadedModel, RuntimeError, TensorSpec};
 
 use crate::error::InferenceError;
-use crate::tensor::{copy_out, spec, view};
+use crate::tensor::{Ports, copy_out, view};
 
 pub(crate) struct OrtModel {
     session: Session,
-    inputs: Vec<TensorSpec>,
-    outputs: Vec<TensorSpec>,
+    inputs: Ports,
+    outputs: Ports,
 }
 
 impl OrtModel {
     pub(crate) fn new(session: Session) -> Result<Self, InferenceError> {
-        let inputs = input_specs(&session)?;
-        let outputs = session.outputs().iter().map(|o| spec("model output", o)).collect::<Result<_, _>>()?;
+        let inputs = input_ports(&session)?;
+        let outputs = Ports::read("model output", session.outputs())?;
         Ok(Self { session, inputs, outputs })
     }
 
     fn call(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, InferenceError> {
         let values = bind(&self.inputs, inputs)?;
         let outputs = self.session.run(values.as_slice()).map_err(InferenceError::ort("running the model"))?;
-        self.outputs.iter().zip(outputs.values()).map(|(spec, value)| copy_out(spec, &value)).collect()
+        self.outputs.iter().zip(outputs.values()).map(|((spec, half), value)| copy_out(spec, half, &value)).collect()
     }
 }
 
 impl LoadedModel for OrtModel {
     fn inputs(&self) -> &[TensorSpec] {
-        &self.inputs
+        &self.inputs.specs
     }
 
     fn outputs(&self) -> &[TensorSpec] {
-        &self.outputs
+        &self.outputs.specs
     }
 
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, RuntimeError> {
@@ -41,23 +41,24 @@ impl LoadedModel for OrtModel {
     }
 }
 
-pub(crate) fn input_specs(session: &Session) -> Result<Vec<TensorSpec>, InferenceError> {
-    session.inputs().iter().map(|i| spec("model input", i)).collect()
+pub(crate) fn input_ports(session: &Session) -> Result<Ports, InferenceError> {
+    Ports::read("model input", session.inputs())
 }
 
 /// Lines inputs up in the model's order, checked by name, type and shape.
-pub(crate) fn bind<'a>(specs: &[TensorSpec], inputs: &[(&str, &'a Tensor)]) -> Result<Vec<SessionInputValue<'a>>, InferenceError> {
+pub(crate) fn bind<'a>(ports: &Ports, inputs: &[(&str, &'a Tensor)]) -> Result<Vec<SessionInputValue<'a>>, InferenceError> {
+    let specs = &ports.specs;
     let names = || specs.iter().map(|s| s.name.clone()).collect();
     if let Some((name, _)) = inputs.iter().find(|(name, _)| specs.iter().all(|s| s.name != *name)) {
         return Err(InferenceError::InputUnknown { name: shortened(name), expected: names() });
     }
-    specs
+    ports
         .iter()
-        .map(|spec| {
+        .map(|(spec, half)| {
             let found = inputs.iter().find(|(name, _)| *name == spec.name);
             let (_, tensor) = found.ok_or_else(|| InferenceError::InputMissing { name: spec.name.clone(), expected: names() })?;
             check(spec, tensor)?;
-            view(tensor).map_err(InferenceError::ort("handing an input over"))
+            view(tensor, half).map_err(InferenceError::ort("handing an input over"))
         })
         .collect()
 }

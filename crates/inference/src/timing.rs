@@ -12,7 +12,7 @@ use pleach_domain::runtime::{Optimization, TimedModel, Timing};
 
 use crate::error::InferenceError;
 use crate::library::OrtRuntime;
-use crate::model::{bind, input_specs};
+use crate::model::{bind, input_ports};
 
 /// Shortest and longest block: two periods of a 10 ms quota, one of the kernel's default 100 ms.
 const BLOCK: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
@@ -53,7 +53,7 @@ pub(crate) fn time(runtime: &OrtRuntime, models: &[TimedModel], budget: Duration
 fn subject<'a>(runtime: &OrtRuntime, model: &'a TimedModel) -> Result<Subject<'a>, InferenceError> {
     let session = runtime.session(&model.model, Optimization::All)?;
     let named: Vec<(&str, &Tensor)> = model.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let inputs = bind(&input_specs(&session)?, &named)?;
+    let inputs = bind(&input_ports(&session)?, &named)?;
     Ok(Subject { session, inputs })
 }
 

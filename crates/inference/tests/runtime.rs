@@ -7,10 +7,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pleach_domain::Tensor;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
 use pleach_domain::runtime::{LoadedModel, Optimization, Runtime, TimedModel};
+use pleach_domain::{ElementType, Tensor};
 use pleach_inference::{InferenceError, OrtOptions, OrtRuntime, measure_kernels, standard_kernels, width_step};
+use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder};
+use pleach_onnx::proto::tensor_proto::DataType;
+use pleach_onnx::proto::type_proto::Value;
+use pleach_onnx::{Limits, Model};
 
 fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -68,6 +72,27 @@ fn refuses_wrong_names_types_and_shapes_in_words() {
     let error = refusal(&mut *model, "input", &flat);
     assert_eq!(error.to_string(), r#"input "input" has shape [1, 784]: expected [?, 1, 28, 28]"#);
     assert!(model.run(&[("input", &image)]).is_ok());
+}
+
+#[test]
+fn half_precision_crosses_as_single_precision() {
+    let mut graph = GraphBuilder::new("half");
+    let x = graph.input("x", ElementKind::Float, &[Dim::Fixed(3)]);
+    let y = graph.node("Neg", &[&x], vec![]);
+    graph.output(&y);
+    let mut proto = graph.build().unwrap().to_proto();
+    let graph = proto.graph.as_mut().unwrap();
+    for port in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(Value::TensorType(tensor)) = port.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+            tensor.elem_type = Some(DataType::Float16.into());
+        }
+    }
+    let model = Model::from_proto(proto, &Limits::default()).unwrap();
+    let mut loaded = runtime(1).load(&model.encode(), Optimization::All).unwrap();
+    assert_eq!(loaded.inputs()[0].element_type, ElementType::Fp32);
+    let x = Tensor::fp32(vec![3], vec![1.0, -0.1, 65504.0]).unwrap();
+    let y = loaded.run(&[("x", &x)]).unwrap();
+    assert_eq!(y[0].as_fp32().unwrap(), [-1.0, 0.099_975_586, -65504.0], "rounded to eleven bits");
 }
 
 #[test]

@@ -2,14 +2,17 @@
 //!
 //! The probe hangs a `Shape` node on every tensor and gives only those as outputs, so any operator the runtime runs is covered
 //! and only a few integers leave it. Axes that moved between the runs grow with the batch; the others are static.
+//! Shapes do not depend on the values of large weights, so the probe makes zeros in their place where it runs: it is small.
 
 use std::collections::HashMap;
 
 use crate::builder;
 use crate::error::OnnxError;
-use crate::model::Model;
+use crate::model::{Model, NodeId};
 use crate::patch::Patch;
+use crate::proto::tensor_proto::DataType;
 use crate::proto::{NodeProto, ValueInfoProto};
+use crate::tensor;
 
 /// Length of one axis as a function of the batch: `base + per_row * rows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +63,33 @@ pub struct ShapeProbe {
     known: Shapes,
 }
 
+/// Elements beyond which a weight is not carried by the probe: what smaller ones hold may be lengths.
+const LARGE_ELEMENTS: usize = 4096;
+/// First ai.onnx version with ConstantOfShape.
+const CONSTANT_OF_SHAPE: i64 = 9;
+
 impl ShapeProbe {
     /// Builds the probe of a model.
     ///
     /// # Errors
     /// What validation finds in the probe.
     pub fn new(model: &Model) -> Result<Self, OnnxError> {
+        let mut patch = Patch::new();
+        if model.opset("").is_some_and(|version| version >= CONSTANT_OF_SHAPE) && model.nodes().next().is_some() {
+            make_weights(model, &mut patch)?;
+        }
+        Self::with(model, patch)
+    }
+
+    /// As [`ShapeProbe::new`], with the weights themselves, for operators that want theirs constant.
+    ///
+    /// # Errors
+    /// What validation finds in the probe.
+    pub fn with_weights(model: &Model) -> Result<Self, OnnxError> {
+        Self::with(model, Patch::new())
+    }
+
+    fn with(model: &Model, mut patch: Patch) -> Result<Self, OnnxError> {
         let mut known = Shapes::default();
         for name in model.initializers() {
             let dims = model.constant_dims(name).unwrap_or_default();
@@ -74,7 +98,7 @@ impl ShapeProbe {
         let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
         let produced = model.nodes().filter(|n| !no_tensor(n.op_type())).flat_map(|n| n.outputs()).map(str::to_owned);
         let tensors: Vec<String> = inputs.into_iter().chain(produced).collect();
-        let (mut patch, mut outputs) = (Patch::new(), Vec::new());
+        let mut outputs = Vec::new();
         for (i, tensor) in tensors.iter().enumerate() {
             let name = format!("pleach.shape.{i}");
             patch.append_node(NodeProto {
@@ -114,6 +138,21 @@ impl ShapeProbe {
         }
         Ok(shapes)
     }
+}
+
+/// Lets a node make zeros in the place of each large weight.
+fn make_weights(model: &Model, patch: &mut Patch) -> Result<(), OnnxError> {
+    for (i, tensor) in model.graph().initializer.iter().enumerate() {
+        let large = tensor::dims(tensor).ok().and_then(|dims| tensor::element_count(&dims)).is_some_and(|n| n > LARGE_ELEMENTS);
+        if !large || tensor::data_type(tensor) != DataType::Float {
+            continue;
+        }
+        let shape = model.free_name(&format!("pleach.weight.{i}"));
+        patch.set_ints(&shape, &[tensor.dims.len()], &tensor.dims)?;
+        patch.remove_initializer(tensor.name());
+        patch.insert_before(NodeId(0), builder::node("ConstantOfShape", &shape, &[&shape], tensor.name(), vec![]));
+    }
+    Ok(())
 }
 
 fn shape_output(name: &str) -> ValueInfoProto {

@@ -8,7 +8,8 @@
 //! | mask | the cut graph computes what the dense one computes when the readers of what was cut read zeros |
 //! | folding | [`crate::fold`] changed nothing |
 //!
-//! Each returns the worst difference between two models' outputs, relative to the largest value of that output. [`prove`] runs
+//! Each returns the worst difference between two models' outputs, relative to the largest value of that output, or to 1 where a
+//! Sigmoid makes it. [`prove`] runs
 //! those that concern cutting on every group, at three widths, and is what every pruning job does before anything is delivered.
 
 mod compare;
@@ -24,7 +25,7 @@ use crate::coupling::{Coupling, Group, GroupId, Keep};
 use crate::error::PruneError;
 use crate::progress::{Progress, Stage, step};
 use crate::surgery::{self, SurgeryError};
-use compare::difference;
+use compare::{difference, least_scales};
 use random::SplitMix;
 
 /// Largest relative difference at which a proof holds in single precision: rounding in another order of summation stays well
@@ -147,10 +148,11 @@ pub fn measure(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Res
     step(progress, Stage::Prove, 0, steps)?;
     let dense = run(runtime, model, inputs, Optimization::All).map_err(failed)?;
     let plain = run(runtime, model, inputs, Optimization::Disabled).map_err(failed)?;
-    let optimization = difference(&plain, &dense).map_err(failed)?;
+    let scales = least_scales(model);
+    let optimization = difference(&plain, &dense, &scales).map_err(failed)?;
     step(progress, Stage::Prove, 1, steps)?;
     let groups: Vec<&Group> = coupling.groups.iter().collect();
-    let reordered = || difference(&dense, &run(runtime, &permuted(model, coupling, &groups, seed)?, inputs, Optimization::All)?);
+    let reordered = || difference(&dense, &run(runtime, &permuted(model, coupling, &groups, seed)?, inputs, Optimization::All)?, &scales);
     let permutation = reordered().map_err(failed)?;
     let mut cut = [0.0; WIDTHS.len()];
     for (done, (gap, percent)) in cut.iter_mut().zip(WIDTHS).enumerate() {
@@ -190,7 +192,7 @@ pub fn mask(subject: &Subject<'_>, keep: &Keep) -> Result<f64, ProofError> {
     let masked = surgery::mask(model, coupling, keep)?;
     let masked = run(runtime, &masked, inputs, Optimization::All)?;
     let pruned = surgery::prune(model, coupling, shapes, keep)?;
-    difference(&masked, &run(runtime, &pruned, inputs, Optimization::All)?)
+    difference(&masked, &run(runtime, &pruned, inputs, Optimization::All)?, &least_scales(model))
 }
 
 /// Compares the runtime's optimised graph with the graph as written.
@@ -198,7 +200,11 @@ pub fn mask(subject: &Subject<'_>, keep: &Keep) -> Result<f64, ProofError> {
 /// # Errors
 /// [`ProofError`] when the model cannot be run.
 pub fn optimization(runtime: &dyn Runtime, model: &Model, inputs: &Inputs<'_>) -> Result<f64, ProofError> {
-    difference(&run(runtime, model, inputs, Optimization::Disabled)?, &run(runtime, model, inputs, Optimization::All)?)
+    difference(
+        &run(runtime, model, inputs, Optimization::Disabled)?,
+        &run(runtime, model, inputs, Optimization::All)?,
+        &least_scales(model),
+    )
 }
 
 /// Compares two models, e.g. before and after folding.
@@ -206,7 +212,7 @@ pub fn optimization(runtime: &dyn Runtime, model: &Model, inputs: &Inputs<'_>) -
 /// # Errors
 /// [`ProofError`] when a model cannot be run.
 pub fn equality(runtime: &dyn Runtime, left: &Model, right: &Model, inputs: &Inputs<'_>) -> Result<f64, ProofError> {
-    difference(&run(runtime, left, inputs, Optimization::All)?, &run(runtime, right, inputs, Optimization::All)?)
+    difference(&run(runtime, left, inputs, Optimization::All)?, &run(runtime, right, inputs, Optimization::All)?, &least_scales(left))
 }
 
 /// A random cut of every group to about `percent` of its units, at least one.

@@ -59,7 +59,7 @@ pub enum FeedError {
         name: String,
     },
     /// An input of a type that no tensor here can have.
-    #[error("input `{name}` has ONNX element type {element_type}: expected float, double, int32, int64, uint8 or bool")]
+    #[error("input `{name}` has ONNX element type {element_type}: expected float, float16, double, int32, int64, uint8 or bool")]
     Type {
         /// Input.
         name: String,
@@ -221,7 +221,15 @@ pub(super) fn declared(dims: &[Dim]) -> String {
 
 fn element_type(input: &ValueInfo) -> Result<DataType, FeedError> {
     match DataType::try_from(input.element_type) {
-        Ok(kind @ (DataType::Float | DataType::Double | DataType::Int64 | DataType::Int32 | DataType::Uint8 | DataType::Bool)) => Ok(kind),
+        Ok(
+            kind @ (DataType::Float
+            | DataType::Float16
+            | DataType::Double
+            | DataType::Int64
+            | DataType::Int32
+            | DataType::Uint8
+            | DataType::Bool),
+        ) => Ok(kind),
         _ => Err(FeedError::Type { name: input.name.clone(), element_type: input.element_type }),
     }
 }

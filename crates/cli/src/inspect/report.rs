@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pleach_domain::runtime::Runtime;
 use pleach_onnx::proto::tensor_proto::DataType;
-use pleach_onnx::{Dim, Model, NodeId, Shapes, ValueInfo, statistics};
+use pleach_onnx::{Dim, Model, NodeId, Shapes, ValueInfo, activation_bytes, statistics};
 use pleach_prune::coupling::Group;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub struct Inspection {
     pub macs: u64,
     /// Elements of float constants.
     pub parameters: u64,
-    /// Most bytes of activations that are alive at once.
+    /// Most bytes of activations that are alive at once, at four bytes an element.
     pub activation_bytes: u64,
     /// Share, 0 to 1, of the multiply-accumulates that lie in layers which a group can narrow.
     pub prunable_macs_share: f64,
@@ -185,7 +185,7 @@ impl Inspection {
             operators: operators(&subject.original, model, &of_node),
             macs: cost.macs,
             parameters: cost.parameters,
-            activation_bytes: 0,
+            activation_bytes: activation_bytes(model, shapes, rows),
             prunable_macs_share: prunable.prunable as f64 / prunable.total.max(1) as f64,
             groups: groups(subject, &of_node),
             frozen: subject.coupling.frozen.iter().map(|f| FrozenPart { name: f.name.clone(), reason: f.reason.clone() }).collect(),

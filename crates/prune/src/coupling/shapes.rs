@@ -42,9 +42,11 @@ impl LoadedProbe {
     /// # Errors
     /// [`CouplingError`] when the runtime refuses it.
     pub fn new(model: &Model, runtime: &dyn Runtime) -> Result<Self, CouplingError> {
-        let probe = ShapeProbe::new(model)?;
-        let loaded = runtime.load(&probe.model.encode(), Optimization::Disabled).map_err(CouplingError::Runtime)?;
-        Ok(Self { probe, loaded })
+        let load = |probe: ShapeProbe| match runtime.load(&probe.model.encode(), Optimization::Disabled) {
+            Ok(loaded) => Ok(Self { probe, loaded }),
+            Err(error) => Err(CouplingError::Runtime(error)),
+        };
+        load(ShapeProbe::new(model)?).or_else(|_| load(ShapeProbe::with_weights(model)?))
     }
 
     /// Measures with inputs of the two batch sizes [`PROBE_ROWS`].
@@ -94,7 +96,7 @@ fn zeros(input: &ValueInfo, example: Option<&Vec<usize>>, rows: usize) -> Result
     }
     let count = shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d)).filter(|&n| n <= 1 << 28).unwrap_or(0);
     let data = match DataType::try_from(input.element_type).map_err(|_| wrong_type())? {
-        DataType::Float => Element::Fp32(vec![0.0; count]),
+        DataType::Float | DataType::Float16 => Element::Fp32(vec![0.0; count]),
         DataType::Double => Element::Fp64(vec![0.0; count]),
         DataType::Int64 => Element::Int64(vec![0; count]),
         DataType::Int32 => Element::Int32(vec![0; count]),
