@@ -1,7 +1,7 @@
 //! What is found out about a model once, for all devices: its folded graph, its groups, the order in which their channels go,
 //! and what each narrowing alone costs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -11,12 +11,13 @@ use pleach_domain::runtime::{Optimization, Runtime};
 use pleach_onnx::{Limits, Model, Statistics as Cost, statistics as cost_of};
 use rayon::prelude::*;
 
-use crate::coupling::{Coupling, Group, Keep, measure_shapes};
+use crate::coupling::{Coupling, Group, GroupId, Keep, measure_shapes};
 use crate::criteria::{Criterion, Norm, Reader, kept, leverage_order, norm_order, obs_order, random_order};
 use crate::error::PruneError;
 use crate::evaluate::Answers;
 use crate::flat;
 use crate::fold::fold;
+use crate::head_rank;
 use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
 use crate::lowrank::Factors;
@@ -26,6 +27,7 @@ use crate::proof;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
 use crate::run::{Batch, Inputs, Overrides};
+use crate::simplify::{Rewriter, literal_targets};
 use crate::solve::Choice;
 use crate::statistics::{LayerStatistics, Statistics, collect};
 use crate::surgery;
@@ -43,6 +45,8 @@ const RANK_STEP: usize = 16;
 const PROOF_ROWS: usize = 4;
 /// Chooses the permutations and cuts that are proved.
 const PROOF_SEED: u64 = 1;
+/// Largest relative difference of an output by which a change of basis may round.
+const ROTATION_BAR: f64 = 1e-4;
 /// Ridge of the probes' solves, as a share of the mean diagonal.
 const RIDGE: f64 = 1e-3;
 
@@ -67,6 +71,8 @@ impl From<Criterion> for Options {
 pub struct Analysis {
     pub(crate) network: Network,
     pub(crate) task: Task,
+    /// What the network is timed and delivered as.
+    pub(crate) rewriter: Rewriter,
     pub(crate) statistics: Statistics,
     pub(crate) criterion: Criterion,
     /// For each group its channels, first to go first.
@@ -154,14 +160,17 @@ pub fn analyse(
     let task = watch.time(Stage::Load, || Task::find(&network.model, calibration, task, runtime))?;
     watch.time(Stage::Prove, || prove(&dense, &network, calibration, runtime, progress))?;
     let inputs: Inputs<'_> = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let (network, sorted) = watch.time(Stage::Statistics, || rotated(network, &task, &inputs, runtime, progress))?;
+    let rewriter = watch.time(Stage::Load, || Ok(rewriter(&network, &inputs, runtime)))?;
     let rows = calibration.rows();
     let held = (HELD_BYTES / (4 * task.width().max(1))).clamp(1, HELD_ROWS.0);
     let fit_rows = if rows < 2 { rows } else { rows - (rows / HELD_ROWS.1).clamp(1, held) };
     let statistics = watch.time(Stage::Statistics, || collect(&network, &task, &inputs, fit_rows, runtime, progress))?;
-    let orders = watch.time(Stage::Rank, || rank(&network, &statistics, criterion, progress))?;
+    let orders = watch.time(Stage::Rank, || rank(&network, &statistics, &sorted, criterion, progress))?;
     let mut analysis = Analysis {
         network,
         task,
+        rewriter,
         statistics,
         criterion,
         orders,
@@ -194,14 +203,46 @@ pub(crate) fn ready(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, 
     step(progress, Stage::Load, 0, 2)?;
     let dense = Model::decode(bytes, &Limits::default()).map_err(model_error)?;
     check_data("calibration", bytes, calibration, runtime)?;
-    let folded = with_biases(&fold(&dense).map_err(model_error)?).map_err(model_error)?;
     let examples = calibration.inputs().iter().map(|(n, t)| (n.clone(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
+    let folded = literal_targets(&fold(&dense).map_err(model_error)?, &examples, runtime).map_err(model_error)?;
+    let folded = with_biases(&folded).map_err(model_error)?;
     step(progress, Stage::Load, 1, 2)?;
     let shapes = measure_shapes(&folded, runtime, &examples).map_err(model_error)?;
     let coupling = Coupling::find(&folded, &shapes);
     // Folding renames nothing that is multiplied, so the work is that of the folded graph.
     let original_cost = Cost { macs: cost_of(&folded, &shapes, 1).macs, ..cost_of(&dense, &shapes, 1) };
     Ok(Ready { dense, network: Network::new(folded, shapes, coupling), original_cost })
+}
+
+/// What rewriting must know of the network.
+pub(crate) fn rewriter(network: &Network, inputs: &Inputs<'_>, runtime: &dyn Runtime) -> Rewriter {
+    let rows = few_rows(&network.model, inputs);
+    let rows: Vec<(&str, &pleach_domain::Tensor)> = rows.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    Rewriter::find(&network.model, &network.shapes, &rows, runtime)
+}
+
+/// The rows that proofs are run on.
+pub(crate) fn few_rows(model: &Model, inputs: &Inputs<'_>) -> Vec<(String, pleach_domain::Tensor)> {
+    let rows = Batch::of(model, PROOF_ROWS).rows;
+    inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, rows))).collect()
+}
+
+/// Sorts the dims of attention heads by what they are worth, where that changes no output by more than [`ROTATION_BAR`].
+fn rotated(
+    network: Network,
+    task: &Task,
+    inputs: &Inputs<'_>,
+    runtime: &dyn Runtime,
+    progress: &dyn Progress,
+) -> Result<(Network, BTreeSet<GroupId>), PruneError> {
+    let Network { model, shapes, coupling, .. } = &network;
+    let (changed, sorted) = head_rank::rotate(model, shapes, coupling, task, inputs, runtime, progress)?;
+    let rows = few_rows(model, inputs);
+    let rows: Vec<(&str, &pleach_domain::Tensor)> = rows.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    if sorted.is_empty() || proof::equality(runtime, model, &changed, &rows).map_err(model_error)? > ROTATION_BAR {
+        return Ok((network, BTreeSet::new()));
+    }
+    Ok((Network::new(changed, network.shapes, network.coupling), sorted))
 }
 
 /// Checks that data fit a model's inputs, and that there are rows enough for a model of fixed batch.
@@ -224,10 +265,19 @@ fn prove(dense: &Model, network: &Network, data: &Dataset, runtime: &dyn Runtime
 }
 
 /// Orders of removal, for each group.
-fn rank(network: &Network, statistics: &Statistics, criterion: Criterion, progress: &dyn Progress) -> Result<Vec<Vec<usize>>, PruneError> {
+fn rank(
+    network: &Network,
+    statistics: &Statistics,
+    sorted: &BTreeSet<GroupId>,
+    criterion: Criterion,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<usize>>, PruneError> {
     let groups = &network.coupling.groups;
     let order = |(i, group): (usize, &Group)| {
         step(progress, Stage::Rank, i, groups.len())?;
+        if sorted.contains(&group.id) {
+            return Ok((0..group.size).rev().collect());
+        }
         match criterion {
             Criterion::L1 => Ok(norm_order(Norm::L1, &producer_weights(network, group))),
             Criterion::L2 => Ok(norm_order(Norm::L2, &producer_weights(network, group))),

@@ -7,6 +7,7 @@
 //! are fitted to whole networks, timed as well (additive tables are off by up to a third until corrected by whole networks).
 
 mod grid;
+mod roles;
 mod twins;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,10 @@ use crate::analysis::Analysis;
 use crate::error::PruneError;
 use crate::levels::{Site, drop_dominated};
 use crate::progress::Stage;
-use crate::solve::{Cost, Levels, Problem, Term};
+use crate::solve::{Choice, Cost, Levels, Problem, Term};
 
 use grid::Grid;
+use roles::Roles;
 pub(crate) use twins::fingerprint;
 
 /// Largest batch and width step.
@@ -72,9 +74,15 @@ impl AtlasPlan {
             }
         }
         let grid = Grid::new(&analysis.network, width_step);
-        let mut items = grid.kernels(batch)?;
-        for choice in grid.whole() {
-            items.push(twins::whole(analysis, &analysis.plan(&grid.sites, &choice), batch)?);
+        let (mut items, choices) = match Roles::of(&analysis.network, &grid.sites) {
+            Some(roles) => (Vec::new(), [roles.choices, grid.whole()].concat()),
+            None => (grid.kernels(batch)?, grid.whole()),
+        };
+        for choice in choices {
+            let whole = twins::whole(analysis, &analysis.plan(&grid.sites, &choice), batch)?;
+            if items.iter().all(|item: &PlanItem| item.key != whole.key) {
+                items.push(whole);
+            }
         }
         Ok(Self { batch, width_step, items })
     }
@@ -132,7 +140,14 @@ impl Atlas {
             found.ok_or_else(|| PruneError::Atlas(format!("no time for {key}: the atlas is of another model or batch")))
         };
         // A kernel's fastest call is what the kernel takes; what else a device does to a call shows in whole networks.
-        let kernels = Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| timing(key).map(|t| t.min_us))? };
+        let whole = |choice: &Choice| timing(&twins::whole(analysis, &analysis.plan(&grid.sites, choice), self.batch)?.key);
+        let kernels = match Roles::of(&analysis.network, &grid.sites) {
+            Some(roles) => {
+                let times = roles.choices.iter().map(|c| whole(c).map(|t| t.min_us)).collect::<Result<Vec<_>, _>>()?;
+                roles.cost(&grid.sites, &times)
+            }
+            None => Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| timing(key).map(|t| t.min_us))? },
+        };
         let levels = |site: &Site| Levels {
             shares: site.levels.iter().map(|&l| site.left(l) as f64 / site.size.max(1) as f64).collect(),
             losses: site.levels.iter().map(|&l| analysis.loss(site.place, l, site.left(l))).collect(),
@@ -141,7 +156,7 @@ impl Atlas {
         let mut problem = Problem { sites, time: kernels, size: grid.size(analysis.network.model.encode().len()) };
         let (mut points, mut means, mut least) = (Vec::new(), 0.0, 0.0);
         for choice in grid.whole() {
-            let whole = timing(&twins::whole(analysis, &analysis.plan(&grid.sites, &choice), self.batch)?.key)?;
+            let whole = whole(&choice)?;
             points.push((problem.cost(&problem.time, &choice), whole.min_us));
             means += whole.mean_us;
             least += whole.min_us;

@@ -10,20 +10,22 @@ use std::time::Instant;
 
 use pleach_domain::dataset::Dataset;
 use pleach_domain::runtime::Runtime;
+use pleach_onnx::{Limits, Model};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::{Analysis, Ready, ready};
+use crate::analysis::{Analysis, Ready, ready, rewriter};
 use crate::atlas::fingerprint;
 use crate::criteria::Criterion;
 use crate::error::PruneError;
 use crate::linear::Rows;
+use crate::network::Network;
 use crate::positions::Positions;
 use crate::progress::{Progress, Stage};
 use crate::statistics::{LayerStatistics, Statistics};
 use crate::task::{Emphasis, Task};
 
 /// First bytes; the digit is the version of the layout and of what the numbers mean.
-const MARK: &[u8; 16] = b"pleach-analysis1";
+const MARK: &[u8; 16] = b"pleach-analysis2";
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -31,6 +33,8 @@ struct Head {
     fingerprint: u64,
     criterion: Criterion,
     task: Task,
+    /// Bytes of the network's model, which follow.
+    model: usize,
     fit_rows: usize,
     rows: usize,
     emphasis: Emphasis,
@@ -56,7 +60,10 @@ impl Analysis {
     pub fn to_bytes(&self) -> Result<Vec<u8>, PruneError> {
         let Statistics { fit_rows, layers, rows, emphasis, answers } = &self.statistics;
         let layer = |l: &LayerStatistics| LayerHead { positions: l.positions.clone(), outputs: l.targets.cols };
+        // As it was looked at: a change of basis depends on the machine that found it.
+        let model = self.network.model.encode();
         let head = Head {
+            model: model.len(),
             fingerprint: fingerprint(&self.original),
             criterion: self.criterion,
             task: self.task.clone(),
@@ -74,6 +81,7 @@ impl Analysis {
         let mut bytes = MARK.to_vec();
         bytes.extend((head.len() as u64).to_le_bytes());
         bytes.extend(head);
+        bytes.extend(model);
         let numbers = std::iter::once(answers).chain(layers.iter().map(|l| &l.targets));
         bytes.extend(numbers.flat_map(|r| &r.data).flat_map(|x| x.to_le_bytes()));
         Ok(bytes)
@@ -104,6 +112,15 @@ impl Analysis {
         }
         let start = Instant::now();
         let Ready { network, original_cost, .. } = ready(model, calibration, runtime, progress)?;
+        let (own, numbers) = numbers.split_at_checked(head.model).ok_or_else(|| refuse("the bytes end early".to_owned()))?;
+        let own = Model::decode(own, &Limits::default()).map_err(|e| refuse(e.to_string()))?;
+        let same = |name: &str| own.constant_dims(name) == network.model.constant_dims(name);
+        if own.nodes().map(|n| n.proto).ne(network.model.nodes().map(|n| n.proto)) || !network.model.initializers().all(same) {
+            return Err(refuse("the analysis does not fit the model".to_owned()));
+        }
+        let network = Network::new(own, network.shapes, network.coupling);
+        let inputs = calibration.inputs().iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let rewriter = rewriter(&network, &inputs, runtime);
         let seconds = start.elapsed().as_secs_f64();
         let mut numbers = Numbers(numbers);
         let answers = numbers.rows(head.answers, head.task.width())?;
@@ -125,6 +142,7 @@ impl Analysis {
         Ok(Self {
             network,
             task: head.task,
+            rewriter,
             statistics,
             criterion: head.criterion,
             orders: head.orders,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::coupling::Keep;
+use crate::coupling::{Group, Keep, Producer};
 use crate::criteria::kept;
 use crate::flat;
 use crate::network::{Kind, Network};
@@ -10,6 +10,8 @@ use crate::solve::{Choice, Cost, Problem, Term};
 
 /// Most levels of one group; wider groups take coarser multiples.
 const MOST: usize = 10;
+/// Fewest levels of a group that only matrix products make.
+const LEAST: usize = 4;
 /// Most ranks of one layer.
 const MOST_RANKS: usize = 4;
 /// Share of a layer's work at which its factors are worth timing.
@@ -74,7 +76,7 @@ pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
     let groups = network.coupling.groups.iter().enumerate().map(|(place, group)| {
         let level = |w: usize| if w < group.size { Level::Width(w) } else { Level::Keep };
         let flat = flat::readers(network, group).map(|_| Level::Flat);
-        let levels = flat.into_iter().chain(widths(group.size, step).into_iter().map(level)).collect();
+        let levels = flat.into_iter().chain(widths(group.size, own_step(network, group, step)).into_iter().map(level)).collect();
         Site { place: Place::Group(place), levels, size: group.size }
     });
     let layers = (0..network.layers.len()).filter_map(|place| {
@@ -84,6 +86,13 @@ pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
         (levels.len() > 1).then_some(Site { place: Place::Layer(place), levels, size })
     });
     groups.chain(layers).collect()
+}
+
+/// The step of a group's widths. Kernels of matrix products hardly mind odd widths, so small groups of theirs, heads and their dims, are
+/// cut more finely.
+fn own_step(network: &Network, group: &Group, step: usize) -> usize {
+    let linear = |p: &Producer| network.layers.iter().any(|l| l.node == p.node && matches!(l.kind, Kind::Linear { .. }));
+    if group.producers.iter().all(linear) { step.min(group.size.div_ceil(LEAST)).max(1) } else { step }
 }
 
 /// The widths a group of `size` channels may have on a device that favours multiples of `step`: such multiples, and the dense width.

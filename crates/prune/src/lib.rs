@@ -15,6 +15,7 @@ pub mod error;
 mod evaluate;
 mod flat;
 pub mod fold;
+mod head_rank;
 pub mod levels;
 mod linear;
 mod lowrank;

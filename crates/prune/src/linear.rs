@@ -207,15 +207,25 @@ pub(crate) fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
 /// Eigenvectors of a symmetric matrix for its `count` largest eigenvalues, `[n, count]`, largest first.
 ///
 /// # Errors
-/// [`PruneError::Numerics`] when the iteration does not converge.
+/// As [`eigen`].
 pub(crate) fn leading_eigenvectors(a: &Mat<f64>, count: usize) -> Result<Mat<f64>, PruneError> {
+    let (_, vectors) = eigen(a)?;
+    Ok(vectors.subcols(0, count.min(a.nrows())).to_owned())
+}
+
+/// Eigenvalues of a symmetric matrix, largest first, and their eigenvectors, `[n, n]`.
+///
+/// # Errors
+/// [`PruneError::Numerics`] when the iteration does not converge.
+pub(crate) fn eigen(a: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>), PruneError> {
     let n = a.nrows();
     let (mut values, mut vectors) = (faer::diag::Diag::zeros(n), Mat::zeros(n, n));
     let spec = Spec::default();
     let mut memory = MemBuffer::new(evd::self_adjoint_evd_scratch::<f64>(n, evd::ComputeEigenvectors::Yes, Par::Seq, spec));
     evd::self_adjoint_evd(a.as_ref(), values.as_mut(), Some(vectors.as_mut()), Par::Seq, MemStack::new(&mut memory), spec)
         .map_err(|e| PruneError::Numerics(format!("eigenvalues of a {n} x {n} matrix: {e:?}")))?;
-    Ok(Mat::from_fn(n, count.min(n), |i, j| vectors[(i, n - 1 - j)]))
+    let values = (0..n).rev().map(|i| values.column_vector()[i]).collect();
+    Ok((values, Mat::from_fn(n, n, |i, j| vectors[(i, n - 1 - j)])))
 }
 
 /// The Cholesky factor of a symmetric positive definite matrix.

@@ -4,9 +4,11 @@
 //! channel `i` (k taps a channel; 1 where there is no kernel); a convolution in groups has one such matrix a group. Everything
 //! else in the graph is left to the runtime; layers of forms not understood here are only sliced, never solved.
 
+use std::collections::BTreeSet;
+
 use faer::Mat;
 use pleach_domain::runtime::RuntimeError;
-use pleach_onnx::{Model, Node, NodeId, OnnxError, Patch, Shapes};
+use pleach_onnx::{AxisLength, Model, Node, NodeId, OnnxError, Patch, Shapes};
 use rayon::prelude::*;
 
 use crate::activation::{Activation, activation};
@@ -142,6 +144,23 @@ impl Network {
     fn staying(&self, tensor: &str, axis: usize, channels: usize, keep: &Keep) -> Vec<usize> {
         let removed = self.coupling.removed(tensor, keep).remove(&axis).unwrap_or_default();
         (0..channels).filter(|c| removed.binary_search(c).is_err()).collect()
+    }
+
+    /// Shapes of the tensors under `keep`.
+    pub(crate) fn shapes_under(&self, keep: &Keep) -> Shapes {
+        let mut shapes = self.shapes.clone();
+        let narrowed = keep.keys().filter_map(|id| self.coupling.group(*id)).flat_map(|g| &g.tensors);
+        let names: BTreeSet<&str> = narrowed.map(|t| t.tensor.as_str()).collect();
+        for name in names {
+            let Some(mut axes) = self.shapes.axes(name).map(<[AxisLength]>::to_vec) else { continue };
+            for (axis, removed) in self.coupling.removed(name, keep) {
+                if let Some(length) = axes.get_mut(axis) {
+                    length.base -= i64::try_from(removed.len()).unwrap_or(0);
+                }
+            }
+            shapes.insert(name, axes);
+        }
+        shapes
     }
 
     /// A layer's weights as `[columns, outputs]`, and its bias; of the dense model.

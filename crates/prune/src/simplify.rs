@@ -12,17 +12,19 @@ mod attention;
 mod cone;
 pub(crate) mod dead;
 mod gelu;
+mod literal;
 mod mask;
 mod norm;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pleach_domain::runtime::{Runtime, RuntimeError, TimedModel};
 use pleach_onnx::proto::{AttributeProto, NodeProto};
-use pleach_onnx::{Model, OnnxError};
+use pleach_onnx::{Model, OnnxError, Shapes};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub(crate) use literal::literal_targets;
 
 use crate::coupling::{CouplingError, measure_shapes};
 use crate::proof::{self, Inputs as Examples, ProofError};
@@ -67,16 +69,51 @@ pub enum SimplifyError {
     Runtime(#[source] RuntimeError),
 }
 
-/// Rewrites a model as `rewrites` say and removes what nothing reads any more. `examples` are a few rows for every input of the
-/// model. A rewriting that would move an output by more than [`proof::BAR`] is left out.
+/// What must be known of a folded model to rewrite it and every narrowed form of it: what its attention masks do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rewriter {
+    masks: attention::Masks,
+}
+
+impl Rewriter {
+    /// Finds out about a model by running parts of it; `examples` are a few rows for every input.
+    pub fn find(model: &Model, shapes: &Shapes, examples: &Examples<'_>, runtime: &dyn Runtime) -> Self {
+        Self { masks: attention::masks(model, shapes, examples, runtime) }
+    }
+
+    /// Rewrites a model as `kinds` say and removes what nothing reads any more. Pure.
+    ///
+    /// # Errors
+    /// What validation finds in the rewritten graph.
+    pub fn apply(&self, model: &Model, shapes: &Shapes, kinds: &[Rewrite]) -> Result<Model, OnnxError> {
+        let mut current = model.clone();
+        // Outputs keep their names, so the shapes of the first model serve to the last.
+        for kind in Rewrite::ALL.into_iter().filter(|kind| kinds.contains(kind)) {
+            current = match kind {
+                Rewrite::Attention => attention::fuse(&current, shapes, &self.masks)?,
+                Rewrite::Activation => gelu::fuse(&current)?,
+                Rewrite::Normalization => norm::fuse(&current, shapes)?,
+            };
+        }
+        dead::sweep(&current)
+    }
+}
+
+/// Rewrites a model as `kinds` say. `examples` are a few rows for every input of the model. A rewriting that would move an output by
+/// more than [`proof::BAR`] is left out.
 ///
 /// # Errors
 /// [`SimplifyError`] when the runtime does not run the model.
-pub fn rewrite(model: &Model, rewrites: &[Rewrite], examples: &Examples<'_>, runtime: &dyn Runtime) -> Result<Model, SimplifyError> {
-    let mut current = model.clone();
-    for &kind in Rewrite::ALL.iter().filter(|kind| rewrites.contains(kind)) {
-        if let Some(next) = one(&current, kind, examples, runtime)? {
+pub fn rewrite(model: &Model, kinds: &[Rewrite], examples: &Examples<'_>, runtime: &dyn Runtime) -> Result<Model, SimplifyError> {
+    let (shapes, rewriter) = known(model, examples, runtime)?;
+    let (mut taken, mut current) = (Vec::new(), model.clone());
+    for kind in Rewrite::ALL.into_iter().filter(|kind| kinds.contains(kind)) {
+        taken.push(kind);
+        let next = rewriter.apply(model, &shapes, &taken)?;
+        if proof::equality(runtime, model, &next, examples)? <= proof::BAR {
             current = next;
+        } else {
+            taken.pop();
         }
     }
     Ok(current)
@@ -88,11 +125,15 @@ pub fn rewrite(model: &Model, rewrites: &[Rewrite], examples: &Examples<'_>, run
 /// # Errors
 /// As [`rewrite`], and [`SimplifyError::Runtime`].
 pub fn choose(model: &Model, examples: &Examples<'_>, runtime: &dyn Runtime, budget: Duration) -> Result<Vec<Rewrite>, SimplifyError> {
+    let (shapes, rewriter) = known(model, examples, runtime)?;
     let inputs: Vec<_> = examples.iter().map(|(n, t)| ((*n).to_owned(), (*t).clone())).collect();
     let timed = |model: &Model| TimedModel { model: model.encode(), inputs: inputs.clone() };
     let (mut chosen, mut current) = (Vec::new(), model.clone());
     for kind in Rewrite::ALL {
-        let Some(next) = one(&current, kind, examples, runtime)? else { continue };
+        let next = rewriter.apply(model, &shapes, &[chosen.clone(), vec![kind]].concat())?;
+        if next.nodes().count() == current.nodes().count() || proof::equality(runtime, model, &next, examples)? > proof::BAR {
+            continue;
+        }
         let times = runtime.time(&[timed(&current), timed(&next)], budget).map_err(SimplifyError::Runtime)?;
         let faster = matches!(times.as_slice(), [before, after] if after.min_us < (1.0 - WORTH) * before.min_us);
         tracing::debug!(?kind, faster, ?times, "rewriting timed");
@@ -104,22 +145,11 @@ pub fn choose(model: &Model, examples: &Examples<'_>, runtime: &dyn Runtime, bud
     Ok(chosen)
 }
 
-/// One kind of rewriting; `None` when it finds nothing, or would change what is computed.
-fn one(model: &Model, kind: Rewrite, examples: &Examples<'_>, runtime: &dyn Runtime) -> Result<Option<Model>, SimplifyError> {
+fn known(model: &Model, examples: &Examples<'_>, runtime: &dyn Runtime) -> Result<(Shapes, Rewriter), SimplifyError> {
     let lengths = examples.iter().map(|(n, t)| ((*n).to_owned(), t.shape().get(1..).unwrap_or_default().to_vec()));
-    let shapes = measure_shapes(model, runtime, &lengths.collect::<BTreeMap<_, _>>())?;
-    let rewritten = match kind {
-        Rewrite::Attention => attention::fuse(model, &shapes, examples, runtime)?,
-        Rewrite::Activation => gelu::fuse(model)?,
-        Rewrite::Normalization => norm::fuse(model, &shapes)?,
-    };
-    let rewritten = dead::sweep(&rewritten)?;
-    if rewritten.nodes().count() == model.nodes().count() {
-        return Ok(None);
-    }
-    let gap = proof::equality(runtime, model, &rewritten, examples)?;
-    tracing::debug!(?kind, gap, "rewriting compared");
-    Ok((gap <= proof::BAR).then_some(rewritten))
+    let shapes = measure_shapes(model, runtime, &lengths.collect())?;
+    let rewriter = Rewriter::find(model, &shapes, examples, runtime);
+    Ok((shapes, rewriter))
 }
 
 /// A tensor before a bias is added, and the bias: a constant of one axis.

@@ -97,7 +97,6 @@ impl Grid {
 
     /// Choices at which whole networks are timed: dense, uniform, narrowest; without repetition.
     pub(super) fn whole(&self) -> Vec<Choice> {
-        let dense: Choice = self.sites.iter().map(|s| s.levels.len() - 1).collect();
         let narrowed = |least: &dyn Fn(&Site, Level) -> bool| -> Choice {
             let level = |s: &Site| match s.place {
                 Where::Group(_) => s.levels.iter().position(|&l| least(s, l)).unwrap_or(s.levels.len() - 1),
@@ -105,7 +104,7 @@ impl Grid {
             };
             self.sites.iter().map(level).collect()
         };
-        let mut choices = vec![dense];
+        let mut choices = vec![dense(&self.sites)];
         for share in WHOLE_SHARES {
             choices.push(narrowed(&|s, l| s.left(l) as f64 >= share * s.size as f64));
         }
@@ -184,6 +183,11 @@ impl Grid {
             levels[next + 1..].fill(0);
         }
     }
+}
+
+/// The choice in which everything stays.
+pub(super) fn dense(sites: &[Site]) -> Choice {
+    sites.iter().map(|s| s.levels.len() - 1).collect()
 }
 
 impl Place {

@@ -2,11 +2,12 @@
 //!
 //! Weights come from `ConstantOfShape` nodes, which the runtime folds when it loads a graph, so a twin is a few hundred bytes.
 
-use pleach_domain::Tensor;
 use pleach_domain::runtime::TimedModel;
+use pleach_domain::{Element, Tensor};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
+use pleach_onnx::proto::tensor_proto::DataType;
 use pleach_onnx::proto::{AttributeProto, TensorProto};
-use pleach_onnx::{Model, OnnxError, Patch};
+use pleach_onnx::{Model, OnnxError, Patch, ValueInfo};
 
 use super::PlanItem;
 use super::grid::{Form, Shape};
@@ -14,6 +15,7 @@ use crate::analysis::Analysis;
 use crate::error::PruneError;
 use crate::levels::Plan;
 use crate::network::{Window, model_error};
+use crate::simplify::Rewrite;
 use crate::surgery;
 
 /// Times the same kernel stands in a graph, so that the call and the layout changes at the ends weigh little.
@@ -102,11 +104,12 @@ fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<
 pub(super) fn whole(analysis: &Analysis, plan: &Plan, batch: usize) -> Result<PlanItem, PruneError> {
     let network = &analysis.network;
     let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
-    let model = blanked(&cut).map_err(model_error)?;
+    let rewritten = analysis.rewriter.apply(&cut, &network.shapes_under(&plan.keep), &Rewrite::ALL).map_err(model_error)?;
+    let model = blanked(&rewritten).map_err(model_error)?;
     let mut inputs = Vec::new();
     for input in model.inputs() {
         let dims = network.shapes.at(&input.name, batch).unwrap_or_default();
-        inputs.push((input.name, ones(dims).map_err(model_error)?));
+        inputs.push((input.name.clone(), of_type(&input, dims).map_err(model_error)?));
     }
     let model = model.encode();
     Ok(PlanItem { key: format!("network {:016x} b{batch}", fingerprint(&model)), model: TimedModel { model, inputs } })
@@ -146,6 +149,19 @@ fn filled(graph: &mut GraphBuilder, name: &str, dims: &[usize], value: f32) -> S
     let lengths: Vec<i64> = dims.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
     let shape = graph.ints(&format!("{name}.shape"), &[lengths.len()], &lengths);
     graph.node("ConstantOfShape", &[&shape], vec![attribute("value", scalar(value))])
+}
+
+/// An input of the type a model asks for; ones where it asks for integers, so that no mask hides anything.
+fn of_type(input: &ValueInfo, dims: Vec<usize>) -> Result<Tensor, pleach_domain::DomainError> {
+    let len = dims.iter().product();
+    match DataType::try_from(input.element_type) {
+        Ok(DataType::Int64) => Tensor::new(dims, Element::Int64(vec![1; len])),
+        Ok(DataType::Int32) => Tensor::new(dims, Element::Int32(vec![1; len])),
+        Ok(DataType::Uint8) => Tensor::new(dims, Element::Uint8(vec![1; len])),
+        Ok(DataType::Bool) => Tensor::new(dims, Element::Bool(vec![1; len])),
+        Ok(DataType::Double) => Tensor::new(dims, Element::Fp64(vec![0.5; len])),
+        _ => ones(dims),
+    }
 }
 
 fn ones(dims: Vec<usize>) -> Result<Tensor, pleach_domain::DomainError> {

@@ -3,7 +3,7 @@
 //! Matched is what every exporter writes: softmax(scale · (Q Kᵀ) + mask) V over `[rows, heads, length, size]`, Q, K and V being
 //! projections of one tensor. Batch and sequence stay as free as they were.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_domain::runtime::Runtime;
 use pleach_onnx::builder::{attribute, node};
@@ -14,34 +14,40 @@ use super::cone::scalar;
 use super::mask::Mask;
 use super::{Examples, MICROSOFT, contrib};
 
+/// Masks by the tensor that is added to scores.
+pub(super) type Masks = BTreeMap<String, Mask>;
+
 /// A batch size that no other axis has, at which shapes are compared.
 const ROWS: usize = 1_009;
 /// ONNX element type INT32.
 const INT32: i64 = 6;
 
-/// Fuses every self-attention.
-pub(super) fn fuse(model: &Model, shapes: &Shapes, examples: &Examples<'_>, runtime: &dyn Runtime) -> Result<Model, OnnxError> {
+/// Reads the masks of every self-attention, by the tensor that is added to the scores; masks that do anything else are left out.
+pub(super) fn masks(model: &Model, shapes: &Shapes, examples: &Examples<'_>, runtime: &dyn Runtime) -> Masks {
+    let added = model.nodes().filter(|n| n.is("Softmax")).filter_map(|n| Reader { model, shapes }.attention(n)?.mask);
+    let tensors: BTreeSet<&str> = added.collect();
+    tensors.into_iter().filter_map(|t| Some((t.to_owned(), Mask::read(model, t, examples, runtime)?))).collect()
+}
+
+/// Fuses every self-attention whose mask is known.
+pub(super) fn fuse(model: &Model, shapes: &Shapes, masks: &Masks) -> Result<Model, OnnxError> {
     let mut patch = Patch::new();
-    let mut masks: HashMap<String, Option<Mask>> = HashMap::new();
-    let mut cast: HashMap<String, String> = HashMap::new();
+    let none = Mask::default();
+    let mut cast: BTreeMap<&str, String> = BTreeMap::new();
     for softmax in model.nodes().filter(|n| n.is("Softmax")) {
         let Some(found) = (Reader { model, shapes }).attention(softmax) else { continue };
-        let mask = match found.mask {
-            Some(tensor) => masks.entry(tensor.to_owned()).or_insert_with(|| Mask::read(model, tensor, examples, runtime)).clone(),
-            None => Some(Mask::default()),
-        };
-        let Some(mask) = mask else { continue };
+
+        let Some(mask) = found.mask.map_or(Some(&none), |tensor| masks.get(tensor)) else { continue };
         let mut nodes = Vec::new();
-        let padding = mask.padding.as_ref().map(|input| {
-            cast.entry(input.clone())
-                .or_insert_with(|| {
-                    let name = model.free_name(&format!("{input}.int32"));
-                    nodes.push(node("Cast", &name, &[input], &name, vec![attribute("to", INT32)]));
-                    name
-                })
-                .clone()
+        let padding = mask.padding.as_deref().map(|input| {
+            cast.entry(input).or_insert_with(|| {
+                let name = model.free_name(&format!("{input}.int32"));
+                nodes.push(node("Cast", &name, &[input], &name, vec![attribute("to", INT32)]));
+                name
+            })
         });
-        nodes.extend(found.emit(model, &mask, padding.as_deref(), &mut patch)?);
+        let attention = found.emit(model, mask, padding.map(|name| name.as_str()), &mut patch)?;
+        nodes.push(attention);
         patch.import(MICROSOFT, 1);
         patch.replace_node(found.last.id, nodes);
     }
@@ -79,7 +85,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn emit(&self, model: &Model, mask: &Mask, padding: Option<&str>, patch: &mut Patch) -> Result<Vec<NodeProto>, OnnxError> {
+    fn emit(&self, model: &Model, mask: &Mask, padding: Option<&str>, patch: &mut Patch) -> Result<NodeProto, OnnxError> {
         let output = self.last.output(0).unwrap_or_default();
         let name = |part: &str| model.free_name(&format!("{output}.{part}"));
         let (weight, bias) = (name("qkv.weight"), name("qkv.bias"));
@@ -105,7 +111,7 @@ impl Found<'_> {
         if mask.causal || padding.is_some() {
             attributes.push(attribute("mask_filter_value", mask.value.max(f32::MIN)));
         }
-        Ok(vec![contrib("Attention", names, vec![output.to_owned()], attributes)])
+        Ok(contrib("Attention", names, vec![output.to_owned()], attributes))
     }
 }
 

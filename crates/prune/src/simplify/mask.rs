@@ -57,7 +57,7 @@ impl Mask {
         let mut mask = Self { causal, padding: None, value: all.lowest().unwrap_or(-10_000.0) };
         for (name, tensor) in &ones {
             let Some(&[rows, keys]) = tensor.shape().first_chunk::<2>().filter(|_| tensor.shape().len() == 2) else { continue };
-            let shown = |i: usize| i % keys == 0 || (i * 7 + i / keys * 3) % 5 > 1;
+            let shown = |i: usize| i.is_multiple_of(keys) || (i * 7 + i / keys * 3) % 5 > 1;
             let changed = run(Some((name, &filled(tensor, shown)?)))?;
             if changed == all {
                 continue;
