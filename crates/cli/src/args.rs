@@ -1,21 +1,27 @@
 //! The words of the command line.
 
+mod prune;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pleach_domain::id::{DeviceId, ModelName};
 
+pub use prune::{Prune, PruneOutput};
+
 const EXAMPLES: &str = "\
 Examples:
   pleach inspect model.onnx --prove
+  pleach prune model.onnx --calibration data.npz --target speedup=2 -o small.onnx
   pleach get devices
   pleach get windows --class x8664-avx512-1t --limit 20 -o json
   pleach model push --name shoes --onnx model.onnx --calibration calibration.npz --validation validation.npz
   pleach policy apply -f policy.toml
   pleach token create --uses 10 --ttl 1h --label site=berlin
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the controller could not be reached.";
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the controller could not be reached, 4 no variant keeps what was asked
+for, 130 cancelled.";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
@@ -65,6 +71,8 @@ pub struct ConnectionArgs {
 pub enum Command {
     /// What a model is and how much of it can be pruned; needs no controller
     Inspect(Inspect),
+    /// Make a model faster for this machine; needs no controller
+    Prune(Box<Prune>),
     /// What the controller is asked.
     #[command(flatten)]
     Remote(RemoteCommand),
@@ -295,7 +303,9 @@ mod tests {
         // The environment of whoever runs the test stays out of the text.
         let mut command = Cli::command().mut_args(|a| a.hide_env_values(true));
         insta::assert_snapshot!("help", command.render_long_help());
-        for words in [&["inspect"][..], &["get"], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]] {
+        for words in
+            [&["inspect"][..], &["prune"], &["get"], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]]
+        {
             let mut at = Cli::command().mut_args(|a| a.hide_env_values(true));
             at.build();
             let mut at = &mut at;

@@ -2,6 +2,7 @@
 
 mod inspect;
 mod model;
+mod prune;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,6 +22,7 @@ use crate::table;
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
     let command = match cli.command {
         Command::Inspect(args) => return inspect::inspect(&args),
+        Command::Prune(args) => return prune::prune(*args).await,
         Command::Remote(command) => command,
     };
     let connection = Connection { api: cli.connection.api, ca_file: cli.connection.ca, token_file: cli.connection.token_file };

@@ -102,6 +102,11 @@ impl Analysis {
         self.network.coupling.groups.iter().map(|g| (g.name.as_str(), g.size))
     }
 
+    /// The first of the calibration rows that nothing was fitted to; 0 when all were.
+    pub fn held_from(&self) -> usize {
+        self.statistics.rows - self.statistics.answers.rows
+    }
+
     /// What the model is for.
     pub fn task(&self) -> &Task {
         &self.task
