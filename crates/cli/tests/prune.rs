@@ -1,0 +1,198 @@
+//! `pleach prune` as users run it: on a fixture with few samples, on data that do not fit, and on budgets that nothing keeps.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, which clippy does not know for tests
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use npyz::WriterBuilder;
+use npyz::npz::NpzWriter;
+use npyz::zip::write::FileOptions;
+use pleach_domain::Element;
+use pleach_domain::dataset::{Dataset, DatasetLimits};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn array<T: npyz::Serialize + npyz::AutoSerialize>(
+    npz: &mut NpzWriter<std::io::BufWriter<std::fs::File>>,
+    name: &str,
+    shape: &[u64],
+    data: &[T],
+) {
+    let mut writer = npz.array(name, FileOptions::default()).unwrap().default_dtype().shape(shape).begin_nd().unwrap();
+    writer.extend(data).unwrap();
+    writer.finish().unwrap();
+}
+
+/// A folder with samples cut down from the fixtures.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes an input `name` of `rows` rows of the fashion images, changed by `change`, and labels if they are wanted.
+    fn samples(&self, file: &str, rows: usize, name: &str, labels: Option<&[i64]>, change: impl Fn(&mut Vec<f32>)) -> PathBuf {
+        let all = std::fs::read(fixture("fashion-calibration.npz")).unwrap();
+        let data = Dataset::parse_npz(&all, &DatasetLimits::default()).unwrap().slice_rows(0, rows).unwrap();
+        let Element::Fp32(values) = data.inputs()["input"].data() else { panic!("the fixture has floats") };
+        let mut values = values.clone();
+        change(&mut values);
+        let path = self.path(file);
+        let mut npz = NpzWriter::create(&path).unwrap();
+        array(&mut npz, name, &[rows as u64, 1, 28, 28], &values);
+        if let Some(labels) = labels {
+            array(&mut npz, "labels", &[labels.len() as u64], labels);
+        }
+        drop(npz);
+        path
+    }
+
+    fn labelled(&self, file: &str, rows: usize) -> PathBuf {
+        let all = std::fs::read(fixture("fashion-calibration.npz")).unwrap();
+        let data = Dataset::parse_npz(&all, &DatasetLimits::default()).unwrap();
+        self.samples(file, rows, "input", Some(&data.labels().unwrap()[..rows]), |_| {})
+    }
+
+    fn prune(&self, calibration: &Path, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+        command.arg("prune").arg(fixture("fm-resnet/model.onnx")).arg("--calibration").arg(calibration);
+        command.arg("--out").arg(self.path("out.onnx")).arg("--cache").arg(self.path("cache")).args(args);
+        command.env_remove("PLEACH_CACHE").output().unwrap()
+    }
+
+    /// Exit code and message of a run that must fail and leave nothing.
+    fn refusal(&self, calibration: &Path, args: &[&str]) -> (i32, String) {
+        let output = self.prune(calibration, args);
+        assert!(!self.path("out.onnx").exists());
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+fn report(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_model_is_pruned_to_a_speed_and_the_next_target_comes_from_the_cache() {
+    let place = Place::new();
+    let (calibration, validation) = (place.labelled("c.npz", 240), place.labelled("v.npz", 120));
+    let validation = ["--validation", validation.to_str().unwrap()];
+    let page = place.path("r.html");
+    let args = [&validation[..], &["--target", "speedup=1.4", "--output", "json", "--html", page.to_str().unwrap()]].concat();
+    let first = place.prune(&calibration, &args);
+    let report_of_first = report(&first);
+    for side in ["dense", "pruned"] {
+        for field in ["accuracy", "recall", "f1", "latency_p50_us", "latency_p95_us", "macs", "parameters", "size_bytes"] {
+            assert!(report_of_first[side][field].as_f64().unwrap() > 0.0, "{side}.{field}");
+        }
+    }
+    assert!(report_of_first["speedup_p50"].as_f64().unwrap() >= 1.4);
+    assert!(report_of_first["predicted_latency_p50_us"].as_f64().unwrap() > 0.0);
+    let lost = report_of_first["lost"]["estimate"].as_f64().unwrap();
+    assert!(report_of_first["accuracy_lost_bound_95"].as_f64().unwrap() > lost && lost < 0.05, "{lost}");
+    assert_eq!(report_of_first["widths"].as_array().unwrap().len(), 10);
+    assert!(report_of_first["seconds"]["statistics"].as_f64().unwrap() > 0.0);
+    assert!(
+        report_of_first["warnings"].as_array().unwrap().iter().any(|w| w.as_str().unwrap().starts_with("validation data have 120 rows"))
+    );
+    let size = std::fs::metadata(place.path("out.onnx")).unwrap().len();
+    assert_eq!(report_of_first["pruned"]["size_bytes"].as_u64().unwrap(), size);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && !page.contains("http"), "a page that asks nobody");
+
+    let second = report(&place.prune(&calibration, &[&validation[..], &["--max-size", "1500KB", "--output", "json"]].concat()));
+    assert!(second["seconds"].get("statistics").is_none_or(|s| s.as_f64().unwrap() == 0.0), "{}", second["seconds"]);
+    assert!(std::fs::metadata(place.path("out.onnx")).unwrap().len() <= 1_500_000);
+
+    std::fs::remove_file(place.path("out.onnx")).unwrap();
+    let json = place.path("r.json");
+    let impossible = [&validation[..], &["--target", "p50=1us", "--report", json.to_str().unwrap()]].concat();
+    let (code, message) = place.refusal(&calibration, &impossible);
+    assert_eq!(code, 4, "{message}");
+    assert!(message.contains("no variant keeps the latency budget 1 us") && message.contains("the nearest has"), "{message}");
+    let nearest: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert!(nearest["speedup_p50"].as_f64().unwrap() > 1.4);
+    let (code, message) = place.refusal(&calibration, &[&validation[..], &["--max-size", "2MB", "--min-accuracy", "1"]].concat());
+    assert!(code == 4 && message.contains("accuracy floor 1.0000"), "{code} {message}");
+}
+
+#[test]
+fn few_samples_without_labels_work_and_warn() {
+    let place = Place::new();
+    let constant = |values: &mut Vec<f32>| values.fill(0.25);
+    let calibration = place.samples("c.npz", 12, "input", None, constant);
+    let report = report(&place.prune(&calibration, &["--max-size", "2MB", "--criterion", "l2", "--output", "json"]));
+    let warnings: Vec<&str> = report["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    let warned = |what: &str| assert!(warnings.iter().any(|w| w.contains(what)), "{what}: {warnings:?}");
+    warned("calibration data have 12 rows");
+    warned("1 of 1 channels never change");
+    warned("no labels");
+    assert_eq!(report["pruned"]["metric"], "agreement");
+    assert!(report["accuracy_lost_bound_95"].as_f64().unwrap() > 0.5, "one row bounds little");
+}
+
+#[test]
+fn data_that_do_not_fit_are_refused_in_words() {
+    let place = Place::new();
+    let size = ["--max-size", "1MB"];
+    let refused = |calibration: &Path, words: &str| {
+        let (code, message) = place.refusal(calibration, &size);
+        assert!(code == 1 && message.contains(words), "{code} {message}");
+    };
+    refused(&place.samples("nan.npz", 4, "input", None, |v| v[800] = f32::NAN), r#""input": NaN or infinity in row 1"#);
+    refused(&place.samples("name.npz", 4, "image", None, |_| {}), r#""input": missing"#);
+    refused(&fixture("fm-yolo/calibration.npz"), r#""input": missing"#);
+    refused(&place.path("missing.npz"), "No such file");
+    refused(&fixture("fm-resnet/model.onnx"), "expected an .npz archive");
+    let labels = BTreeMap::from([("short", vec![0i64; 3]), ("long", vec![0; 5])]);
+    for (name, labels) in labels {
+        refused(&place.samples(name, 4, "input", Some(&labels), |_| {}), "expected 4");
+    }
+    let calibration = place.labelled("c.npz", 8);
+    let (code, message) = place.refusal(&calibration, &["--max-size", "1MB", "--report", "/no/such/folder/r.json"]);
+    assert!(code == 1 && message.contains("cannot write /no/such/folder/r.json"), "{code} {message}");
+    let (code, message) = place.refusal(&calibration, &[]);
+    assert!(code == 2 && message.contains("--target"), "{code} {message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_file() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let place = Place::new();
+    let calibration = place.labelled("c.npz", 600);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pleach"))
+        .arg("prune")
+        .arg(fixture("fm-resnet/model.onnx"))
+        .arg("--calibration")
+        .arg(&calibration)
+        .args(["--target", "speedup=2", "--no-cache", "--out"])
+        .arg(place.path("out.onnx"))
+        .env_remove("PLEACH_CACHE")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("prove")), "the run begins");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("cancelled in stage")), "{rest:?}");
+    let left: Vec<_> = std::fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["c.npz"]);
+}
