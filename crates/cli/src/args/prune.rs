@@ -75,8 +75,8 @@ pub struct Prune {
     /// Rows in one call
     #[arg(long, value_name = "N", default_value = "1")]
     pub batch: NonZeroUsize,
-    /// Folder that keeps what is found out about models [default: pleach in the user's cache folder]
-    #[arg(long, value_name = "FOLDER", env = "PLEACH_CACHE")]
+    /// Folder that keeps what is found out about models [default: prune in $PLEACH_CACHE, else pleach/prune in the user's cache folder]
+    #[arg(long, value_name = "FOLDER")]
     pub cache: Option<PathBuf>,
     /// Neither read nor write the cache
     #[arg(long, conflicts_with = "cache")]

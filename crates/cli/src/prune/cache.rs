@@ -10,6 +10,8 @@ use super::watch::Watch;
 
 /// Most bytes kept; the oldest files go first.
 const MOST_BYTES: u64 = 4 << 30;
+/// What the names of all facts begin with.
+const FACTS: [&str; 3] = ["analysis-", "atlas-", "width-step-"];
 /// Part of every name: the version of what the files hold.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-1");
 
@@ -32,7 +34,8 @@ impl Cache {
     /// The cache in `folder`, else in the user's cache folder, else none.
     pub(super) fn open(disabled: bool, folder: Option<&Path>) -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let own = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache"))).map(|c| c.join("pleach/prune"));
+        let users = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache"))).map(|c| c.join("pleach"));
+        let own = || variable("PLEACH_CACHE").or_else(users).map(|c| c.join("prune"));
         Self(if disabled { None } else { folder.map(Path::to_owned).or_else(own) })
     }
 
@@ -51,13 +54,14 @@ impl Cache {
     }
 }
 
-/// Removes the oldest files until `most` bytes are left.
+/// Removes the oldest facts, and nothing else that lies there, until `most` bytes are left.
 fn tidy(folder: &Path, most: u64) -> std::io::Result<()> {
     let mut found: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let data = entry.metadata()?;
-        if data.is_file() {
+        let name = entry.file_name();
+        if data.is_file() && FACTS.iter().any(|fact| name.to_string_lossy().starts_with(fact)) {
             found.push((data.modified()?, data.len(), entry.path()));
         }
     }
@@ -81,14 +85,16 @@ mod tests {
     fn facts_come_back_and_the_oldest_go_first() {
         let folder = tempfile::tempdir().unwrap();
         let (cache, watch) = (Cache::open(false, Some(folder.path())), Watch::new());
-        let (a, b) = (name(&["fact", "x", "y"]), name(&["fact", "xy"]));
+        let (a, b) = (name(&["atlas", "x", "y"]), name(&["atlas", "xy"]));
         assert_ne!(a, b);
         cache.put(&a, b"older", &watch);
         let past = SystemTime::now() - std::time::Duration::from_secs(60);
         std::fs::File::options().write(true).open(folder.path().join(&a)).unwrap().set_modified(past).unwrap();
         cache.put(&b, b"newer", &watch);
         assert_eq!(cache.get(&a).as_deref(), Some(&b"older"[..]));
+        std::fs::write(folder.path().join("thesis.tex"), [0; 99]).unwrap();
         tidy(folder.path(), 9).unwrap();
+        assert!(folder.path().join("thesis.tex").exists(), "what is no fact is left alone");
         assert_eq!((cache.get(&a), cache.get(&b).as_deref()), (None, Some(&b"newer"[..])));
         assert_eq!(Cache::open(true, None).get(&a), None);
     }
