@@ -19,6 +19,7 @@ mod head_rank;
 pub mod levels;
 mod linear;
 mod lowrank;
+mod magnitude;
 mod network;
 pub mod pipeline;
 mod positions;

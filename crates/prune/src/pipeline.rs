@@ -12,8 +12,9 @@ use crate::atlas::Atlas;
 use crate::error::PruneError;
 use crate::evaluate::{Examiner, Judgement};
 use crate::levels::{Level, Place, Site};
+use crate::magnitude;
 use crate::network::model_error;
-use crate::progress::{Progress, Silent, Stage, step};
+use crate::progress::{Progress, Stage, Within, step};
 use crate::proof;
 use crate::reconstruct::{Effort, reconstruct};
 use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, LayerRank, Outcome, Report, Shortfall, Target};
@@ -135,7 +136,7 @@ impl Run<'_> {
             choice = watch.time(Stage::Solve, || self.choose(budget))?;
         }
         loop {
-            let (model, divergence) = watch.time(Stage::Reconstruct, || self.build(&choice.0))?;
+            let (model, divergence) = watch.time(Stage::Reconstruct, || self.build(&choice.0, target.zero_below))?;
             let memory_bytes = examiner.memory_bytes(&model, target.batch, self.runtime)?;
             let latency = watch.time(Stage::Evaluate, || examiner.latency(&model, target.batch, self.runtime))?;
             let predicted_us = problem.cost(&problem.time, &choice.0);
@@ -204,7 +205,7 @@ impl Run<'_> {
 
     fn try_out(&self, choice: Choice, tried: &mut Vec<(f64, Choice)>, all: usize) -> Result<(), PruneError> {
         step(self.progress, Stage::Solve, tried.len(), all)?;
-        let divergence = self.held.divergence(&self.reconstructed(&choice, TRIAL, &Silent)?, self.runtime, Stage::Solve)?;
+        let divergence = self.held.divergence(&self.reconstructed(&choice, TRIAL, &Within(self.progress))?, self.runtime, Stage::Solve)?;
         tracing::debug!(divergence, ?choice, "candidate");
         tried.push((divergence, choice));
         Ok(())
@@ -217,9 +218,12 @@ impl Run<'_> {
     }
 
     /// The variant of a choice, and its divergence from the dense model.
-    fn build(&self, choice: &Choice) -> Result<(Model, f64), PruneError> {
+    fn build(&self, choice: &Choice, zero_below: Option<f32>) -> Result<(Model, f64), PruneError> {
         let effort = Effort { rows: self.analysis.statistics.fit_rows, rounds: ROUNDS };
-        let model = self.reconstructed(choice, effort, self.progress)?;
+        let mut model = self.reconstructed(choice, effort, self.progress)?;
+        if let Some(threshold) = zero_below {
+            model = magnitude::zero_below(&model, threshold).map_err(model_error)?;
+        }
         let divergence = self.held.divergence(&model, self.runtime, Stage::Reconstruct)?;
         Ok((self.rewritten(model, choice)?, divergence))
     }

@@ -69,6 +69,17 @@ impl Progress for Silent {
     fn report(&self, _stage: Stage, _fraction: f64) {}
 }
 
+/// A part of a stage that reports itself: passes on that the caller wants to stop, and nothing else.
+pub(crate) struct Within<'a>(pub(crate) &'a dyn Progress);
+
+impl Progress for Within<'_> {
+    fn report(&self, _stage: Stage, _fraction: f64) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
 /// Reports `done` of `all` steps of a stage, and stops the run if the caller asked for it.
 pub(crate) fn step(progress: &dyn Progress, stage: Stage, done: usize, all: usize) -> Result<(), PruneError> {
     if progress.cancelled() {

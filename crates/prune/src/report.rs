@@ -25,6 +25,8 @@ pub struct Target {
     pub min_class_recall: Option<f64>,
     /// Rows in one inference call; the atlas must be of the same batch.
     pub batch: usize,
+    /// Single weights below this become zero at the end: smaller once compressed, not faster. None when absent.
+    pub zero_below: Option<f32>,
     /// What the variant must reach when it is timed on this machine. The budget is moved until it does; `latency_us` is then
     /// only where the search begins.
     pub goal: Option<Goal>,
@@ -40,6 +42,7 @@ impl Default for Target {
             min_accuracy: None,
             min_class_recall: None,
             batch: 1,
+            zero_below: None,
             goal: None,
         }
     }

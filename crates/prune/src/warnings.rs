@@ -30,6 +30,9 @@ pub(crate) fn warnings(
         }
     }
     all.extend(constant_channels(calibration));
+    if let Some(threshold) = target.zero_below {
+        all.push(format!("weights below {threshold} are zero: the file is smaller once compressed, and no faster"));
+    }
     let Judgement { pruned, lost, .. } = judgement;
     if matches!(pruned.quality, Quality::Agreement { .. }) {
         all.push("validation data have no labels: what is lost is judged by agreement with the dense model".to_owned());
