@@ -19,12 +19,24 @@ use crate::network::{model_error, runtime as failed};
 use crate::progress::Stage;
 use crate::report::{Quality, Worth};
 use crate::run::Inputs;
+use crate::task::{Task, TaskKind};
 use crate::verify::Built;
 
 pub(crate) use answers::Answers;
 
 /// Wall time spent on each model's local latency.
 const TIMING: Duration = Duration::from_millis(400);
+
+/// Judges one model by itself on labelled data; `kind` overrides the task that would be inferred.
+///
+/// # Errors
+/// Those of [`crate::Task::find`], and [`PruneError::Data`] for labels that do not fit.
+pub fn quality(model: &Model, data: &Dataset, kind: Option<TaskKind>, runtime: &dyn Runtime) -> Result<Quality, PruneError> {
+    let task = Task::find(model, data, kind, runtime)?;
+    let answers = Answers::of(&task, model, data, runtime)?;
+    let verdict = figures::compare(&task, data, &answers, &answers);
+    Ok(verdict.map_err(|source| PruneError::Data { role: "validation", source })?.dense)
+}
 
 /// Dense and pruned, judged side by side.
 pub(crate) struct Judgement {
@@ -132,7 +144,6 @@ mod tests {
     use pleach_onnx::Limits;
 
     use super::*;
-    use crate::task::{Task, TaskKind};
 
     static RUNTIME: LazyLock<OrtRuntime> =
         LazyLock::new(|| OrtRuntime::new(OrtOptions { library: None, threads: NonZeroUsize::MIN }).expect("ORT_DYLIB_PATH"));

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what Pleach achieves, measured on this machine: a module for each bench, a table or JSON of each.
 
 mod graph;
+mod prune;
 
 use clap::{Subcommand, ValueEnum};
 
@@ -11,6 +12,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Bench {
     /// Coupling groups of many models: the share that is prunable, time, memory, proofs
     Graph(graph::Options),
+    /// Loss at measured speed-ups on the fixtures, against the bars
+    Prune(prune::Options),
 }
 
 /// How a bench prints what it measured.
@@ -26,5 +29,6 @@ pub(crate) enum Output {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Graph(options) => graph::run(workspace, options),
+        Bench::Prune(options) => prune::run(workspace, options),
     }
 }

@@ -66,7 +66,7 @@ fn library_name() -> String {
     format!("libonnxruntime.so.{VERSION}")
 }
 
-fn cache_folder() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     from("PLEACH_CACHE")
         .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("pleach")))
