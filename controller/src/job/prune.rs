@@ -9,7 +9,7 @@ use pleach_store::budgets::{Budget, BudgetKey};
 use pleach_store::jobs::Lease;
 use pleach_store::measurements::AtlasKey;
 use pleach_store::variants::Variant;
-use pleach_store::{atlases, audit, budgets, jobs, models, variants};
+use pleach_store::{atlases, audit, budgets, jobs, models, policies, variants};
 
 use super::{Engine, Tracker};
 use crate::controller::Controller;
@@ -37,6 +37,7 @@ pub(super) async fn run(
         AtlasKey { class: key.class.clone(), model: budget.model.clone(), model_version: budget.model_version, batch: budget.batch };
     let atlas: Option<Atlas> = atlases::find(&mut session, &measured).await?;
     let atlas = atlas.ok_or_else(|| missing("atlas", key.to_string()))?;
+    let policy = policies::find(&mut session, &key.policy).await?.ok_or_else(|| missing("policy", key.policy.to_string()))?;
     drop(session);
     let criterion = criterion(&budget)?;
     let analysed = engine.analysed(controller, &model, criterion, Arc::clone(tracker)).await?;
@@ -44,6 +45,7 @@ pub(super) async fn run(
         latency_us: budget.latency_us,
         max_size_bytes: budget.max_size_bytes,
         min_accuracy: Some(budget.accuracy_floor),
+        min_class_recall: policy.policy.class_recall_floor,
         batch: budget.batch as usize,
         ..Target::default()
     };

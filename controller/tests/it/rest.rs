@@ -106,6 +106,7 @@ async fn policies_need_a_model_their_own_name_and_numbers_in_range() {
     };
     assert_eq!(apply(with("name", json!("q"))).await, r#"name is "q": expected "p", as in the address"#);
     assert!(apply(with("accuracy_floor", json!(1.5))).await.contains("accuracy_floor is 1.5: expected 0 to 1"));
+    assert!(apply(with("class_recall_floor", json!(-0.1))).await.contains("class_recall_floor is -0.1: expected 0 to 1"));
     assert!(apply(with("colour", json!("red"))).await.contains("colour"));
 }
 

@@ -116,6 +116,9 @@ pub struct Policy {
     pub request_batch: u32,
     /// Lowest accuracy on the validation set, 0 to 1.
     pub accuracy_floor: f64,
+    /// Lowest recall of every class on the validation set, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_recall_floor: Option<f64>,
     /// Largest model file in bytes.
     #[serde(default)]
     pub max_size_bytes: Option<u64>,
@@ -148,6 +151,9 @@ impl Policy {
         check((1..=60_000_000).contains(&self.slo_p95_us), "slo_p95_us", self.slo_p95_us.to_string(), "1 to 60000000 microseconds")?;
         check((1..=1024).contains(&self.request_batch), "request_batch", self.request_batch.to_string(), "1 to 1024")?;
         check((0.0..=1.0).contains(&self.accuracy_floor), "accuracy_floor", self.accuracy_floor.to_string(), "0 to 1")?;
+        if let Some(floor) = self.class_recall_floor {
+            check((0.0..=1.0).contains(&floor), "class_recall_floor", floor.to_string(), "0 to 1")?;
+        }
         check(self.max_size_bytes != Some(0), "max_size_bytes", "0".into(), "at least 1")?;
         check((1..=86_400).contains(&a.window_seconds), "adaptation.window_seconds", a.window_seconds.to_string(), "1 to 86400")?;
         check(a.min_windows >= 1, "adaptation.min_windows", "0".into(), "at least 1")?;
