@@ -6,7 +6,7 @@ use super::{Bench, Row};
 
 pub(super) fn render(bench: &Bench) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(["model", "asked", "p50", "min", "figure", "dense", "pruned", "lost", "bar", "bound", "seconds", "MiB", "holds"]);
     for row in &bench.rows {
         for (at, figure) in row.figures.iter().enumerate() {
