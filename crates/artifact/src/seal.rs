@@ -5,6 +5,7 @@
 //! repeated or left out, and the end cannot be cut off.
 
 use std::io::{Read, Write};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use pleach_domain::Digest;
 use ring::aead;
@@ -15,6 +16,9 @@ use crate::error::ArtifactError;
 use crate::header::{CHUNK_BYTES, HEADER_BYTES, Header, Layout, Suite, TAG_BYTES};
 use crate::key::{ContentKey, random};
 use crate::tree::{self, Leaves};
+
+/// Most chunks that wait to be hashed.
+const AHEAD: usize = 8;
 
 /// What sealing made, beside the bytes it wrote.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub struct Sealed {
     pub suite: Suite,
 }
 
-/// Seals exactly `plaintext_bytes` from `payload` under a fresh content key. Holds one chunk in memory.
+/// Seals exactly `plaintext_bytes` from `payload` under a fresh content key. Holds a dozen chunks in memory.
 ///
 /// # Errors
 /// [`ArtifactError::Length`] for a payload that is too long, [`ArtifactError::SourceLength`] when the source ends early or
@@ -53,34 +57,75 @@ pub(crate) fn seal_with(
 ) -> Result<Sealed, ArtifactError> {
     let layout = Layout::of_plaintext(plaintext_bytes)?;
     let header = Header { suite, plaintext_bytes, nonce_prefix };
-    let aad = header.encode();
     let cipher = cipher(&content_key, suite)?;
-    let mut whole = Context::new(&SHA256);
     let mut leaves = Vec::with_capacity(layout.chunk_count() as usize);
-    let mut buffer = Zeroizing::new(Vec::with_capacity(HEADER_BYTES + CHUNK_BYTES + TAG_BYTES));
     let mut left = plaintext_bytes;
-    for index in 0..layout.chunk_count() {
-        buffer.clear();
-        if index == 0 {
-            buffer.extend_from_slice(&aad);
+    let digest = hashed_beside(|whole| {
+        for index in 0..layout.chunk_count() {
+            let mut buffer = Zeroizing::new(whole.spare());
+            if index == 0 {
+                buffer.extend_from_slice(&header.encode());
+            }
+            let start = buffer.len();
+            let take = left.min(CHUNK_BYTES as u64);
+            fill(payload, &mut buffer, take, plaintext_bytes - left, plaintext_bytes)?;
+            left -= take;
+            let nonce = nonce(&header, index, left == 0);
+            let plain = buffer.get_mut(start..).unwrap_or_default();
+            let tag = cipher
+                .seal_in_place_separate_tag(nonce, aead::Aad::from(header.encode()), plain)
+                .map_err(|_| ArtifactError::Crypto("encryption of a chunk"))?;
+            buffer.extend_from_slice(tag.as_ref());
+            leaves.push(tree::leaf(&buffer));
+            sink.write_all(&buffer).map_err(ArtifactError::io("writing the sealed bundle"))?;
+            whole.update(std::mem::take(&mut *buffer))?;
         }
-        let start = buffer.len();
-        let take = left.min(CHUNK_BYTES as u64);
-        fill(payload, &mut buffer, take, plaintext_bytes - left, plaintext_bytes)?;
-        left -= take;
-        let nonce = nonce(&header, index, left == 0);
-        let plain = buffer.get_mut(start..).unwrap_or_default();
-        let tag = cipher
-            .seal_in_place_separate_tag(nonce, aead::Aad::from(aad), plain)
-            .map_err(|_| ArtifactError::Crypto("encryption of a chunk"))?;
-        buffer.extend_from_slice(tag.as_ref());
-        whole.update(&buffer);
-        leaves.push(tree::leaf(&buffer));
-        sink.write_all(&buffer).map_err(ArtifactError::io("writing the sealed bundle"))?;
-    }
-    refuse_surplus(payload, plaintext_bytes)?;
+        refuse_surplus(payload, plaintext_bytes)
+    })?;
     let leaves = Leaves::new(leaves);
-    Ok(Sealed { digest: tree::finish(whole), length: layout.sealed_bytes(), tree_root: leaves.root(), leaves, content_key, suite })
+    Ok(Sealed { digest, length: layout.sealed_bytes(), tree_root: leaves.root(), leaves, content_key, suite })
+}
+
+/// Takes the chunks of a bundle to the thread that hashes them all, and their buffers back.
+struct Whole {
+    chunks: SyncSender<Vec<u8>>,
+    spare: Receiver<Vec<u8>>,
+}
+
+impl Whole {
+    /// An empty buffer for one chunk.
+    fn spare(&self) -> Vec<u8> {
+        let mut buffer = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(HEADER_BYTES + CHUNK_BYTES + TAG_BYTES));
+        buffer.clear();
+        buffer
+    }
+
+    fn update(&self, chunk: Vec<u8>) -> Result<(), ArtifactError> {
+        self.chunks.send(chunk).map_err(|_| ArtifactError::Crypto("hash of the bundle"))
+    }
+}
+
+/// Gives the SHA-256 of all that `work` hands on. It is computed on a thread of its own, at most [`AHEAD`] chunks behind: a chunk
+/// is hashed twice, for the tree and for the whole, and one after the other would take nearly twice as long.
+fn hashed_beside(work: impl FnOnce(&Whole) -> Result<(), ArtifactError>) -> Result<Digest, ArtifactError> {
+    let (chunks, incoming) = mpsc::sync_channel::<Vec<u8>>(AHEAD);
+    let (outgoing, spare) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || {
+            let mut context = Context::new(&SHA256);
+            for chunk in incoming {
+                context.update(&chunk);
+                // Nobody takes buffers back any more once the work has ended.
+                let _ = outgoing.send(chunk);
+            }
+            tree::finish(context)
+        });
+        let whole = Whole { chunks, spare };
+        let worked = work(&whole);
+        drop(whole);
+        let digest = hasher.join().map_err(|_| ArtifactError::Crypto("hash of the bundle"))?;
+        worked.map(|()| digest)
+    })
 }
 
 pub(crate) fn cipher(key: &ContentKey, suite: Suite) -> Result<aead::LessSafeKey, ArtifactError> {

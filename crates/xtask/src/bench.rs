@@ -2,6 +2,7 @@
 
 mod graph;
 mod prune;
+mod trust;
 
 use clap::{Subcommand, ValueEnum};
 
@@ -14,6 +15,8 @@ pub(crate) enum Bench {
     Graph(graph::Options),
     /// Loss at measured speed-ups on the fixtures, against the bars
     Prune(prune::Options),
+    /// Sealing, opening and assigning beside the ciphers and hashes under them
+    Trust(trust::Options),
 }
 
 /// How a bench prints what it measured.
@@ -30,5 +33,6 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Graph(options) => graph::run(workspace, options),
         Bench::Prune(options) => prune::run(workspace, options),
+        Bench::Trust(options) => trust::run(options),
     }
 }
