@@ -247,7 +247,7 @@ impl<'a> FleetAuthor<'a> {
         sign(&content, &[&self.keys.timestamp])
     }
 
-    fn root_content(&self, version: u64, expires: UtcTime) -> Result<Root, TrustError> {
+    pub(crate) fn root_content(&self, version: u64, expires: UtcTime) -> Result<Root, TrustError> {
         let signers =
             [(ROOT, &self.keys.root), (TARGETS, &self.keys.targets), (SNAPSHOT, &self.keys.snapshot), (TIMESTAMP, &self.keys.timestamp)];
         let role = |(name, key): (&str, &SigningKey)| Ok((name.to_owned(), RoleKeys::new(vec![key.public_key().key_id()?], 1)));

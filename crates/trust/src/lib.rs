@@ -15,6 +15,7 @@ pub mod hash;
 pub mod key;
 pub mod metadata;
 pub mod payload;
+pub mod rotation;
 pub mod set;
 pub mod signed;
 pub mod time;

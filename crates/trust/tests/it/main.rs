@@ -9,5 +9,6 @@ mod client;
 mod fleet;
 mod keys;
 mod refresh;
+mod rotation;
 mod text;
 mod wycheproof;
