@@ -17,6 +17,10 @@ pub struct Keys {
     pub fleet: FleetKeys,
     /// Encrypts content keys at rest.
     pub content: KeyEncryptionKey,
+    /// The root key before the present one, while it has to hand over (`root.previous.pem`).
+    pub previous_root: Option<SigningKey>,
+    /// A root that was signed elsewhere (`root.next.json`); it is published when it is the next one.
+    pub offered_root: Option<Vec<u8>>,
 }
 
 impl Keys {
@@ -27,7 +31,10 @@ impl Keys {
     pub fn open(folder: &Path) -> Result<Self, ControllerError> {
         files::private_folder(folder)?;
         let fleet = FleetKeys::load(|name| open_signing_key(&folder.join(format!("{name}.pem"))))?;
-        Ok(Self { fleet, content: open_content_key(&folder.join("content.key"))? })
+        let previous = folder.join("root.previous.pem");
+        let previous_root = files::read(&previous, Access::Secret)?.map(|pem| signing_key(&previous, &pem)).transpose()?;
+        let offered_root = files::read(&folder.join("root.next.json"), Access::Public)?.map(|bytes| bytes.to_vec());
+        Ok(Self { fleet, content: open_content_key(&folder.join("content.key"))?, previous_root, offered_root })
     }
 }
 
@@ -36,8 +43,11 @@ fn open_signing_key(path: &Path) -> Result<SigningKey, ControllerError> {
         let pem = SigningKey::generate().and_then(|key| key.to_pem()).map_err(|e| refused(path, e))?;
         files::create(path, pem.as_bytes(), Access::Secret)?;
     }
-    let pem = files::read(path, Access::Secret)?.unwrap_or_default();
-    let pem = std::str::from_utf8(&pem).map_err(|_| refused(path, "is no PEM"))?;
+    signing_key(path, &files::read(path, Access::Secret)?.unwrap_or_default())
+}
+
+fn signing_key(path: &Path, pem: &[u8]) -> Result<SigningKey, ControllerError> {
+    let pem = std::str::from_utf8(pem).map_err(|_| refused(path, "is no PEM"))?;
     SigningKey::from_pem(pem).map_err(|e| refused(path, e))
 }
 

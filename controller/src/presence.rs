@@ -1,10 +1,13 @@
 //! Which devices have their stream open at this controller, and how to reach those streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pleach_domain::DeviceId;
 use tokio::sync::watch;
+
+/// Most boots of one device that are remembered.
+const MAX_BOOTS: usize = 8;
 
 /// The open streams, one for each device. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +17,8 @@ pub struct Presence(Arc<Mutex<Streams>>);
 struct Streams {
     by_device: HashMap<DeviceId, Stream>,
     next: u64,
+    /// Boots that came before the present one, of devices that booted while this controller ran.
+    boots: HashMap<DeviceId, VecDeque<String>>,
 }
 
 #[derive(Debug)]
@@ -43,6 +48,26 @@ impl Presence {
         streams.by_device.insert(device.clone(), Stream { number, look: sender });
         drop(streams);
         Seat { presence: self.clone(), device: device.clone(), number, look }
+    }
+
+    /// Notes that a device which was heard in boot `before` is heard in boot `now`. True when `now` had been left behind already: no
+    /// machine goes back to an earlier boot, so then two machines speak with one key.
+    pub(crate) fn boot_returned(&self, device: &DeviceId, before: &str, now: &str) -> bool {
+        if before == now || before.is_empty() || now.is_empty() {
+            return false;
+        }
+        let mut streams = self.lock();
+        let left = streams.boots.entry(device.clone()).or_default();
+        let returned = left.iter().any(|boot| boot == now);
+        left.retain(|boot| boot != before);
+        left.truncate(MAX_BOOTS - 1);
+        left.push_front(before.to_owned());
+        returned
+    }
+
+    /// Forgets the boots of a device, as when a person has looked at it.
+    pub(crate) fn forget_boots(&self, device: &DeviceId) {
+        self.lock().boots.remove(device);
     }
 
     /// Whether the device's stream is open here.
@@ -87,6 +112,20 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_that_comes_back_is_a_second_machine_and_a_reboot_is_not() {
+        let (presence, device) = (Presence::default(), "d".parse::<DeviceId>().unwrap());
+        let boots = ["a", "b", "c", "", "c"];
+        assert!(boots.windows(2).all(|pair| !presence.boot_returned(&device, pair[0], pair[1])));
+        assert!(presence.boot_returned(&device, "c", "a"));
+        presence.forget_boots(&device);
+        assert!(!presence.boot_returned(&device, "c", "a"));
+        for boot in 0..100 {
+            assert!(!presence.boot_returned(&device, &format!("r{boot}"), &format!("r{}", boot + 1)));
+        }
+        assert_eq!(presence.lock().boots[&device].len(), MAX_BOOTS);
+    }
 
     #[test]
     fn a_newer_stream_takes_the_place_and_keeps_it_when_the_older_one_ends() {

@@ -14,6 +14,7 @@ mod policies;
 pub mod problem;
 mod telemetry;
 mod tokens;
+mod trust;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -42,9 +43,11 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/policies", Viewer, get(policies::list)),
         ("/api/v1/tokens", Admin, post(tokens::create)),
         ("/api/v1/tokens", Admin, get(tokens::list)),
+        ("/api/v1/tokens/{id}/revoke", Admin, post(tokens::revoke)),
         ("/api/v1/devices", Viewer, get(devices::list)),
         ("/api/v1/devices/{id}", Viewer, get(devices::show)),
         ("/api/v1/devices/{id}/revoke", Admin, post(devices::revoke)),
+        ("/api/v1/devices/{id}/approve", Admin, post(devices::approve)),
         ("/api/v1/classes", Viewer, get(journey::classes)),
         ("/api/v1/variants", Viewer, get(journey::variants)),
         ("/api/v1/bundles", Viewer, get(journey::bundles)),
@@ -53,6 +56,7 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/jobs", Viewer, get(journey::jobs)),
         ("/api/v1/windows", Viewer, get(telemetry::windows)),
         ("/api/v1/decisions", Viewer, get(telemetry::decisions)),
+        ("/api/v1/trust/{role}", Viewer, get(trust::show)),
         ("/api/v1/audit", Viewer, get(log::list)),
     ]
 }

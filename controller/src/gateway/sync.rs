@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use pleach_domain::state::DeviceState;
 use pleach_proto::fleet::agent_message::Message as Up;
 use pleach_proto::fleet::controller_message::Message as Down;
 use pleach_proto::fleet::{AgentMessage, ControllerMessage, DesiredState, Hello, Pong, Refusal};
 use pleach_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
-use pleach_store::devices;
+use pleach_store::{audit, devices};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::{Status, Streaming};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::enrollment::check_boot_id;
 use super::{desired, peer, status};
@@ -90,6 +91,7 @@ impl Stream {
 
     async fn converse(&mut self) -> Result<(), End> {
         let hello = self.greet().await?;
+        self.refuse_a_copy(&hello.boot_id).await?;
         let mut seat = self.controller.presence.enter(&self.device.device);
         self.note_heard(&hello.boot_id).await?;
         self.controller.wake.all();
@@ -137,6 +139,25 @@ impl Stream {
         Ok(hello)
     }
 
+    /// Has a device wait for a person when its key speaks from two machines; an open stream of the other one ends too.
+    async fn refuse_a_copy(&self, boot_id: &str) -> Result<(), End> {
+        let (id, at_ms) = (&self.device.device, random::now_ms());
+        let mut session = self.controller.store.write().await.map_err(status::store)?;
+        let known = devices::find(&mut session, id).await.map_err(status::store)?;
+        let before = known.map(|device| device.enrolled.boot_id).unwrap_or_default();
+        if !self.controller.presence.boot_returned(id, &before, boot_id) {
+            return Ok(());
+        }
+        if devices::suspend(&mut session, id, at_ms).await.map_err(status::store)? {
+            let entry = audit::Entry { actor: "controller", action: "device.cloned", subject: id.as_str(), before: None, after: None };
+            audit::append(&mut session, &entry, at_ms).await.map_err(status::store)?;
+            session.commit().await.map_err(status::store)?;
+            warn!(device.id = %id, "one key on two machines: the device waits for a person");
+        }
+        self.controller.presence.nudge(id);
+        Err(refused("cloned-key", "this device's key is in use on two machines: revoke it, and enrol each with a key of its own"))
+    }
+
     /// Checks that the device is active, and sends the desired state when it is another than the one sent last.
     async fn deliver(&mut self, hello: &Hello) -> Result<(), End> {
         self.check_active().await?;
@@ -169,7 +190,12 @@ impl Stream {
     async fn check_active(&self) -> Result<(), End> {
         match peer::active(&self.controller, &self.device).await {
             Ok(()) => Ok(()),
-            Err(status) if status.code() == tonic::Code::PermissionDenied => Err(refused("revoked", status.message())),
+            Err(status) if status.code() == tonic::Code::PermissionDenied => {
+                let mut session = self.controller.store.read().await.map_err(status::store)?;
+                let state = devices::state(&mut session, &self.device.device).await.map_err(status::store)?;
+                let code = if state == Some(DeviceState::Pending) { "not-approved" } else { "revoked" };
+                Err(refused(code, status.message()))
+            }
             Err(status) => Err(status.into()),
         }
     }

@@ -11,6 +11,7 @@ use pleach_store::{Page, Session, assignments, audit, bundles, devices};
 use pleach_trust::{BundleEntry, FleetAuthor, UtcTime};
 
 use super::{Context, Progress, ReconcileError, entry, publish};
+use crate::keys::Keys;
 
 /// Most assignments in one session, so that no other writer waits long.
 const BATCH: u32 = 64;
@@ -60,6 +61,32 @@ pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileErr
     }
     session.commit().await?;
     Ok(Progress::Something)
+}
+
+/// Signs the statement of every device anew, under the same sequence.
+///
+/// # Errors
+/// [`ReconcileError::Store`], [`ReconcileError::Trust`].
+pub(super) async fn sign_anew(session: &mut Session, keys: &Keys, at_ms: i64) -> Result<(), ReconcileError> {
+    // A second longer than any statement there can be, so that each is behind it once.
+    let expires = UtcTime::from_unix_s(at_ms.div_euclid(1_000)).plus_s(LIFE_S + 1);
+    let expires_at_ms = expires.unix_s() * 1_000;
+    let mut known = BTreeMap::new();
+    loop {
+        let old = assignments::expiring(session, expires_at_ms, Page::of(BATCH)).await?;
+        if old.is_empty() {
+            return Ok(());
+        }
+        for deployment in old {
+            if !known.contains_key(&deployment.bundle) {
+                known.insert(deployment.bundle.clone(), assignable(session, &deployment.bundle).await?);
+            }
+            let Some(bundle) = known.get(&deployment.bundle) else { continue };
+            let author = FleetAuthor::new(&keys.fleet);
+            let statement = author.assignment(deployment.device.as_str(), &bundle.facts, deployment.sequence, expires)?;
+            assignments::renew(session, &deployment.device, deployment.sequence, &statement, expires_at_ms).await?;
+        }
+    }
 }
 
 async fn assignable(session: &mut Session, id: &BundleId) -> Result<Assignable, ReconcileError> {

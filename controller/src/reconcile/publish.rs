@@ -1,15 +1,17 @@
 //! Keeps the fleet's signed metadata complete and fresh: root, targets, release, snapshot and timestamp.
 //!
 //! The release file lists the bundles that are sealed; it is rewritten in the session that changes them, so that no assignment can
-//! name a bundle that no device accepts yet. Here expiries are renewed, and the first files made.
+//! name a bundle that no device accepts yet. Here expiries are renewed, the first files made, and new keys put in force: the
+//! metadata follow the keys in the folder. All that a rotation changes is changed in one session, so a device sees all or nothing of it.
 
 use pleach_domain::DomainError;
 use pleach_store::bundles::Bundle;
 use pleach_store::trust::Metadata;
 use pleach_store::{Page, Session, bundles, models, trust, variants};
-use pleach_trust::{BundleEntry, BundleFacts, FleetAuthor, Sha256Digest, UtcTime};
+use pleach_trust::rotation::accept_root;
+use pleach_trust::{BundleEntry, BundleFacts, FleetAuthor, Sha256Digest, TrustError, UtcTime};
 
-use super::{Context, Progress, ReconcileError};
+use super::{Context, Progress, ReconcileError, assign};
 use crate::keys::Keys;
 
 /// Name of the root role.
@@ -46,11 +48,7 @@ pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileErr
 /// [`ReconcileError::Store`], [`ReconcileError::Trust`].
 pub async fn ensure(store: &pleach_store::Store, keys: &Keys, at_ms: i64) -> Result<bool, ReconcileError> {
     let mut session = store.read().await?;
-    let roles = [(ROOT, ROOT_LIFE_S), (TARGETS, TARGETS_LIFE_S), (RELEASE, RELEASE_LIFE_S), (SNAPSHOT, RELEASE_LIFE_S)];
-    let mut stale = false;
-    for (role, life_s) in roles {
-        stale |= due(trust::newest(&mut session, role).await?.as_ref(), life_s, at_ms);
-    }
+    let stale = stale(&mut session, keys, at_ms).await?;
     drop(session);
     if !stale {
         return Ok(false);
@@ -59,6 +57,24 @@ pub async fn ensure(store: &pleach_store::Store, keys: &Keys, at_ms: i64) -> Res
     refresh(&mut session, keys, at_ms).await?;
     session.commit().await?;
     Ok(true)
+}
+
+async fn stale(session: &mut Session, keys: &Keys, at_ms: i64) -> Result<bool, ReconcileError> {
+    let lives = [(ROOT, ROOT_LIFE_S), (TARGETS, TARGETS_LIFE_S), (RELEASE, RELEASE_LIFE_S), (SNAPSHOT, RELEASE_LIFE_S)];
+    for (role, life_s) in lives {
+        if due(trust::newest(session, role).await?.as_ref(), life_s, at_ms) {
+            return Ok(true);
+        }
+    }
+    let author = FleetAuthor::new(&keys.fleet);
+    let (root, targets) = (trust::newest(session, ROOT).await?, trust::newest(session, TARGETS).await?);
+    let (Some(root), Some(targets)) = (root, targets) else { return Ok(true) };
+    let offered = keys.offered_root.as_ref().is_some_and(|offered| accept_root(&root.bytes, offered).is_ok());
+    let others = author.differing_roles(&root.bytes)?;
+    // Other root keys alone are those of a ceremony elsewhere, unless the key that can hand over is here.
+    let hands_over = || author.next_root(&root.bytes, keys.previous_root.as_ref(), UtcTime::MAX).is_ok();
+    let replaced = others.iter().any(|role| role != ROOT) || (!others.is_empty() && hands_over());
+    Ok(offered || replaced || !author.is_author_of_targets(&targets.bytes)?)
 }
 
 fn due(metadata: Option<&Metadata>, life_s: i64, at_ms: i64) -> bool {
@@ -72,18 +88,18 @@ fn due(metadata: Option<&Metadata>, life_s: i64, at_ms: i64) -> bool {
 pub async fn refresh(session: &mut Session, keys: &Keys, at_ms: i64) -> Result<(), ReconcileError> {
     let author = FleetAuthor::new(&keys.fleet);
     let now = UtcTime::from_unix_s(at_ms.div_euclid(1_000));
-    let root = trust::newest(session, ROOT).await?;
-    if due(root.as_ref(), ROOT_LIFE_S, at_ms) {
-        let version = root.map_or(1, |m| m.version + 1);
-        let expires = now.plus_s(ROOT_LIFE_S);
-        store(session, ROOT, version, author.root(version, expires)?, expires, at_ms).await?;
-    }
+    refresh_root(session, keys, now, at_ms).await?;
     let targets = trust::newest(session, TARGETS).await?;
     let mut targets_version = targets.as_ref().map_or(0, |m| m.version);
-    if due(targets.as_ref(), TARGETS_LIFE_S, at_ms) {
+    let ours = targets.as_ref().map(|m| author.is_author_of_targets(&m.bytes)).transpose()?.unwrap_or_default();
+    if !ours || due(targets.as_ref(), TARGETS_LIFE_S, at_ms) {
         targets_version += 1;
         let expires = now.plus_s(TARGETS_LIFE_S);
         store(session, TARGETS, targets_version, author.targets(targets_version, expires)?, expires, at_ms).await?;
+    }
+    if !ours {
+        // The director may be another now, and what the old one said is no longer believed.
+        assign::sign_anew(session, keys, at_ms).await?;
     }
     let expires = now.plus_s(RELEASE_LIFE_S);
     let mut entries = Vec::new();
@@ -98,6 +114,31 @@ pub async fn refresh(session: &mut Session, keys: &Keys, at_ms: i64) -> Result<(
     let timestamp = author.timestamp(timestamp_version, expires, snapshot_version, &snapshot)?;
     store(session, SNAPSHOT, snapshot_version, snapshot, expires, at_ms).await?;
     store(session, TIMESTAMP, timestamp_version, timestamp, expires, at_ms).await
+}
+
+/// Publishes a root where none is, one that was signed elsewhere, and one that hands over to the keys at hand or lasts longer.
+async fn refresh_root(session: &mut Session, keys: &Keys, now: UtcTime, at_ms: i64) -> Result<(), ReconcileError> {
+    let author = FleetAuthor::new(&keys.fleet);
+    let expires = now.plus_s(ROOT_LIFE_S);
+    let Some(mut root) = trust::newest(session, ROOT).await? else {
+        return store(session, ROOT, 1, author.root(1, expires)?, expires, at_ms).await;
+    };
+    if let Some(offered) = &keys.offered_root
+        && let Ok((version, expires)) = accept_root(&root.bytes, offered)
+    {
+        store(session, ROOT, version, offered.clone(), expires, at_ms).await?;
+        root = Metadata { version, bytes: offered.clone(), expires_at_ms: expires.unix_s() * 1_000 };
+    }
+    let others = author.differing_roles(&root.bytes)?;
+    if others.is_empty() && !due(Some(&root), ROOT_LIFE_S, at_ms) {
+        return Ok(());
+    }
+    match author.next_root(&root.bytes, keys.previous_root.as_ref(), expires) {
+        Ok((version, bytes)) => store(session, ROOT, version, bytes, expires, at_ms).await,
+        // Its keys are elsewhere; as long as it names all the others, only a ceremony can and need change it.
+        Err(TrustError::Threshold { .. }) if others == [ROOT] => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn next(session: &mut Session, role: &str) -> Result<u64, ReconcileError> {

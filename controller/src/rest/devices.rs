@@ -47,6 +47,26 @@ pub(super) async fn revoke(
     Ok(axum::Json(view(&controller, device)))
 }
 
+/// `POST /api/v1/devices/{id}/approve`: lets a device in that waits for a person. Repeating it is harmless.
+pub(super) async fn approve(
+    State(controller): State<Shared>,
+    Extension(Actor(actor)): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<axum::Json<DeviceView>, Failure> {
+    let id: DeviceId = id.parse()?;
+    let at_ms = random::now_ms();
+    let mut session = controller.store.write().await?;
+    if devices::approve(&mut session, &id, at_ms).await? {
+        let entry = audit::Entry { actor: &actor, action: "device.approve", subject: id.as_str(), before: None, after: None };
+        audit::append(&mut session, &entry, at_ms).await?;
+    }
+    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    session.commit().await?;
+    controller.presence.forget_boots(&id);
+    controller.wake.all();
+    Ok(axum::Json(view(&controller, device)))
+}
+
 fn view(controller: &Controller, device: devices::Device) -> DeviceView {
     DeviceView {
         connected: controller.presence.is_connected(&device.enrolled.id),

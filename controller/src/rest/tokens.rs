@@ -3,11 +3,12 @@
 use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
+use pleach_domain::id::TokenId;
 use pleach_proto::rest::{List, NewToken, TokenView};
 use pleach_store::{Page, audit, tokens};
 
 use super::auth::Actor;
-use super::extract::Json;
+use super::extract::{Json, Path};
 use super::problem::{Code, Failure};
 use crate::controller::Shared;
 use crate::enrolment_token::EnrolmentToken;
@@ -53,6 +54,23 @@ pub(super) async fn list(State(controller): State<Shared>) -> Result<axum::Json<
     let mut session = controller.store.read().await?;
     let rows = tokens::list(&mut session, Page::of(Page::MAX_LIMIT)).await?;
     Ok(axum::Json(List { items: rows.into_iter().map(view).collect() }))
+}
+
+/// `POST /api/v1/tokens/{id}/revoke`: lets nobody else in with it. Repeating it is harmless.
+pub(super) async fn revoke(
+    State(controller): State<Shared>,
+    Extension(Actor(actor)): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<axum::Json<TokenView>, Failure> {
+    let id: TokenId = id.parse()?;
+    let mut session = controller.store.write().await?;
+    if tokens::revoke(&mut session, &id).await? {
+        let entry = audit::Entry { actor: &actor, action: "token.revoke", subject: id.as_str(), before: None, after: None };
+        audit::append(&mut session, &entry, random::now_ms()).await?;
+    }
+    let token = tokens::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("token {id}")))?;
+    session.commit().await?;
+    Ok(axum::Json(view(token)))
 }
 
 fn view(token: tokens::Token) -> TokenView {

@@ -1,6 +1,7 @@
 use pleach_domain::Digest;
 use pleach_proto::rest::{DeviceView, List, TokenView};
 use pleach_store::tokens;
+use reqwest::Method;
 use tonic::Code;
 
 use crate::harness::{Agent, Fixture};
@@ -44,6 +45,21 @@ async fn a_counted_token_lets_in_so_many_and_then_another_key_is_refused() {
     let refused = fixture.enroll(&Agent::new("dev-3"), &token).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, "the enrolment token is used up: ask for a new one"));
     assert_eq!(devices(&fixture).await, 2);
+}
+
+#[tokio::test]
+async fn a_revoked_token_lets_nobody_in_and_cuts_nobody_off() {
+    let fixture = Fixture::start().await;
+    let (token, member) = (fixture.token(2).await, Agent::new("dev-1"));
+    fixture.enroll(&member, &token).await.unwrap();
+    let id = token.split('.').nth(1).unwrap();
+    for _ in 0..2 {
+        let response = fixture.admin(Method::POST, &format!("/api/v1/tokens/{id}/revoke")).send().await.unwrap();
+        assert_eq!(response.json::<TokenView>().await.unwrap().uses_left, 0);
+    }
+    let refused = fixture.enroll(&Agent::new("dev-2"), &token).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, "the enrolment token is used up: ask for a new one"));
+    assert_eq!(devices(&fixture).await, 1);
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 use std::time::{Duration, Instant};
 
+use pleach_domain::state::DeviceState;
 use pleach_proto::PROTOCOL_VERSION;
 use pleach_proto::fleet::agent_message::Message as Up;
 use pleach_proto::fleet::controller_message::Message as Down;
 use pleach_proto::fleet::{AgentMessage, FetchRequest, Ping, SignedReport};
-use pleach_proto::rest::DeviceView;
+use pleach_proto::rest::{AuditView, DeviceView, List};
+use reqwest::Method;
 use tonic::Code;
 
 use crate::harness::{Fixture, next};
@@ -50,6 +52,28 @@ async fn a_revoked_device_is_cut_off_within_a_second() {
     assert_eq!(client.fetch(FetchRequest { digest: vec![0; 32], offset: 0 }).await.unwrap_err().code(), Code::PermissionDenied);
     let status = client.report(SignedReport::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn one_key_on_two_machines_is_noticed_and_neither_goes_on_before_a_person_looked() {
+    let fixture = Fixture::start().await;
+    let agent = fixture.agent("dev-1").await;
+    let (_first_sender, _first) = fixture.connect(&agent).await;
+    // A reboot: another boot id, and the old one does not come back.
+    let (_second_sender, mut second) = fixture.sync_as(&agent, PROTOCOL_VERSION, "copy").await;
+    assert!(matches!(next(&mut second).await.unwrap(), Some(Down::Desired(_))));
+    let (_third_sender, mut third) = fixture.sync_as(&agent, PROTOCOL_VERSION, "boot").await;
+    assert!(matches!(next(&mut third).await.unwrap(), Some(Down::Refusal(r)) if r.code == "cloned-key"));
+    assert!(matches!(next(&mut second).await.unwrap(), Some(Down::Refusal(r)) if r.code == "not-approved"));
+    let status = fixture.fleet(&agent).await.report(agent.sign(&agent.report(1))).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "the device is not approved yet"));
+    let log: List<AuditView> = fixture.get("/api/v1/audit").await;
+    assert!(log.items.iter().any(|entry| entry.action == "device.cloned" && entry.subject == "dev-1"));
+    assert_eq!(fixture.get::<DeviceView>("/api/v1/devices/dev-1").await.state, DeviceState::Pending);
+    let approved = fixture.admin(Method::POST, "/api/v1/devices/dev-1/approve").send().await.unwrap();
+    assert_eq!(approved.json::<DeviceView>().await.unwrap().state, DeviceState::Active);
+    let (_fourth_sender, mut fourth) = fixture.sync_as(&agent, PROTOCOL_VERSION, "boot").await;
+    assert!(matches!(next(&mut fourth).await.unwrap(), Some(Down::Desired(_))));
 }
 
 #[tokio::test]

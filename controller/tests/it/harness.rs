@@ -136,8 +136,18 @@ impl Fixture {
         agent: &Agent,
         protocol_version: u32,
     ) -> (mpsc::Sender<AgentMessage>, Streaming<pleach_proto::fleet::ControllerMessage>) {
+        self.sync_as(agent, protocol_version, "boot").await
+    }
+
+    /// Opens the agent's stream with this protocol version, from a machine in this boot.
+    pub(crate) async fn sync_as(
+        &self,
+        agent: &Agent,
+        protocol_version: u32,
+        boot_id: &str,
+    ) -> (mpsc::Sender<AgentMessage>, Streaming<pleach_proto::fleet::ControllerMessage>) {
         let (sender, receiver) = mpsc::channel(4);
-        let hello = Hello { protocol_version, agent_version: "test".into(), boot_id: "boot".into(), ..Hello::default() };
+        let hello = Hello { protocol_version, agent_version: "test".into(), boot_id: boot_id.into(), ..Hello::default() };
         sender.send(AgentMessage { message: Some(Up::Hello(hello)) }).await.unwrap();
         let stream = self.fleet(agent).await.sync(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         (sender, stream)

@@ -31,7 +31,7 @@ use pleach_store::{
     Blobs, Page, Store, assignments, atlases, audit, budgets, bundles, classes, decisions, desired, devices, jobs, models, policies,
     rollouts, tokens, trust, variants, windows,
 };
-use pleach_trust::{FleetMetadata, Recipient, TrustedSet, UtcTime, verify_assignment};
+use pleach_trust::{FleetMetadata, Recipient, RoleKeys, SigningKey, TrustedSet, UtcTime, sign, verify_assignment};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,7 @@ on_both!(
     a_budget_follows_the_policy_and_the_model,
     a_newer_budget_takes_the_job_back,
     every_device_gets_an_assignment_that_it_accepts,
+    a_new_key_of_any_role_is_in_force_without_a_device_refusing_anything,
     a_rollout_completes_on_evidence_from_every_device,
     a_broken_slo_sets_a_smaller_budget_once,
 );
@@ -232,6 +233,15 @@ impl Fleet {
         enrolled
     }
 
+    /// The newest metadata and every root.
+    async fn metadata(&self) -> FleetMetadata {
+        let mut session = self.store().read().await.unwrap();
+        let roots = trust::after(&mut session, "root", 0).await.unwrap().into_iter().map(|root| root.bytes).collect();
+        let mut newest = async |role: &str| trust::newest(&mut session, role).await.unwrap().unwrap().bytes;
+        let (timestamp, snapshot) = (newest("timestamp").await, newest("snapshot").await);
+        FleetMetadata { roots, timestamp, snapshot, targets: newest("targets").await, release: newest("release").await }
+    }
+
     async fn prove(&self, device: &DeviceId, at_ms: i64) {
         let mut session = self.store().write().await.unwrap();
         let assigned = desired::of_device(&mut session, device).await.unwrap().deployment.unwrap();
@@ -313,18 +323,10 @@ async fn every_device_gets_an_assignment_that_it_accepts(fleet: Fleet) {
     assert_eq!(assign::run(&fleet.context, NOW_MS).await.unwrap(), Progress::Nothing);
     assert_eq!(rollout::run(&fleet.context, NOW_MS).await.unwrap(), Progress::Nothing);
     let (class, now) = (fleet.class().await, UtcTime::from_unix_s(NOW_MS / 1_000));
-    let mut session = fleet.store().read().await.unwrap();
-    let mut newest = async |role: &str| trust::newest(&mut session, role).await.unwrap().unwrap().bytes;
-    let root = newest("root").await;
-    let metadata = FleetMetadata {
-        roots: Vec::new(),
-        timestamp: newest("timestamp").await,
-        snapshot: newest("snapshot").await,
-        targets: newest("targets").await,
-        release: newest("release").await,
-    };
-    let mut set = TrustedSet::new(&root, now).unwrap();
+    let metadata = fleet.metadata().await;
+    let mut set = TrustedSet::new(&metadata.roots[0], now).unwrap();
     metadata.apply(&mut set, now).unwrap();
+    let mut session = fleet.store().read().await.unwrap();
     for (device, sealing) in &enrolled {
         let assigned = desired::of_device(&mut session, device).await.unwrap().deployment.unwrap();
         let recipient = Recipient { device: device.as_str(), class: Some(class.as_str()) };
@@ -347,6 +349,51 @@ async fn every_device_gets_an_assignment_that_it_accepts(fleet: Fleet) {
     assert_eq!(publish::run(&fleet.context, later_ms).await.unwrap(), Progress::Something);
     let deployments = assignments::deployments(&mut fleet.store().read().await.unwrap(), Page::default()).await.unwrap();
     assert_eq!(deployments.iter().map(|d| (d.sequence, d.state)).collect::<Vec<_>>(), [(1, Observed::Offered); 2]);
+}
+
+async fn a_new_key_of_any_role_is_in_force_without_a_device_refusing_anything(fleet: Fleet) {
+    let enrolled = fleet.assigned().await;
+    let (now, keys) = (UtcTime::from_unix_s(NOW_MS / 1_000), fleet.context.config.key_dir());
+    let metadata = fleet.metadata().await;
+    let mut set = TrustedSet::new(&metadata.roots[0], now).unwrap();
+    metadata.apply(&mut set, now).unwrap();
+    let file = |role: &str, end: &str| keys.join(format!("{role}{end}"));
+    for (step, role) in ["root", "targets", "snapshot", "timestamp", "release", "director"].into_iter().enumerate() {
+        std::fs::rename(file(role, ".pem"), file(role, ".previous.pem")).unwrap();
+        let at_ms = NOW_MS + 1_000 * (step as i64 + 1);
+        let renewed = Keys::open(&keys).unwrap();
+        assert!(publish::ensure(fleet.store(), &renewed, at_ms).await.unwrap(), "{role}");
+        assert!(!publish::ensure(fleet.store(), &renewed, at_ms).await.unwrap(), "{role}: once");
+        let (before, metadata) = (set.clone(), fleet.metadata().await);
+        metadata.apply(&mut set, now).unwrap();
+        for (device, _) in &enrolled {
+            let mut session = fleet.store().read().await.unwrap();
+            let statement = desired::of_device(&mut session, device).await.unwrap().deployment.unwrap().metadata;
+            let recipient = Recipient { device: device.as_str(), class: None };
+            assert_eq!(verify_assignment(&set, &statement, recipient, None).unwrap().sequence, 1, "{role}");
+            assert_eq!(verify_assignment(&before, &statement, recipient, None).is_ok(), role != "director", "{role}");
+        }
+    }
+    assert_eq!(set.root().version(), 5, "root, targets, snapshot and timestamp stand in the root");
+
+    // The root goes to two people; the key that is left here can change it no more, and everything else goes on.
+    let people = [SigningKey::generate().unwrap(), SigningKey::generate().unwrap()];
+    let mut root = set.root().content().clone();
+    let ids: Vec<_> = people.iter().map(|key| key.public_key().key_id().unwrap()).collect();
+    root.keys.extend(ids.iter().cloned().zip(people.iter().map(SigningKey::public_key)));
+    root.roles.insert("root".into(), RoleKeys::new(ids, 2));
+    root.common.version += 1;
+    let own = Keys::open(&keys).unwrap().fleet.root;
+    std::fs::write(keys.join("root.next.json"), sign(&root, &[&own, &people[0], &people[1]]).unwrap()).unwrap();
+    let at_ms = NOW_MS + 60_000;
+    let elsewhere = Keys::open(&keys).unwrap();
+    assert!(publish::ensure(fleet.store(), &elsewhere, at_ms).await.unwrap());
+    assert!(!publish::ensure(fleet.store(), &elsewhere, at_ms).await.unwrap());
+    fleet.metadata().await.apply(&mut set, now).unwrap();
+    assert_eq!(set.root().version(), 6);
+    std::fs::rename(file("timestamp", ".pem"), file("timestamp", ".previous.pem")).unwrap();
+    let refused = publish::ensure(fleet.store(), &Keys::open(&keys).unwrap(), at_ms).await.unwrap_err();
+    assert!(refused.to_string().contains("root") || format!("{refused:?}").contains("Threshold"), "{refused:?}");
 }
 
 async fn a_rollout_completes_on_evidence_from_every_device(fleet: Fleet) {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Fixture, problem};
 
-const ROUTES: [(&str, &str); 19] = [
+const ROUTES: [(&str, &str); 22] = [
     ("PUT", "/api/v1/blobs/00"),
     ("POST", "/api/v1/models"),
     ("GET", "/api/v1/models"),
@@ -15,9 +15,11 @@ const ROUTES: [(&str, &str); 19] = [
     ("GET", "/api/v1/policies"),
     ("POST", "/api/v1/tokens"),
     ("GET", "/api/v1/tokens"),
+    ("POST", "/api/v1/tokens/t/revoke"),
     ("GET", "/api/v1/devices"),
     ("GET", "/api/v1/devices/d"),
     ("POST", "/api/v1/devices/d/revoke"),
+    ("POST", "/api/v1/devices/d/approve"),
     ("GET", "/api/v1/classes"),
     ("GET", "/api/v1/variants"),
     ("GET", "/api/v1/bundles"),
@@ -26,6 +28,7 @@ const ROUTES: [(&str, &str); 19] = [
     ("GET", "/api/v1/jobs"),
     ("GET", "/api/v1/windows"),
     ("GET", "/api/v1/decisions"),
+    ("GET", "/api/v1/trust/root"),
     ("GET", "/api/v1/audit"),
 ];
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pleach_domain::id::{DeviceId, ModelName};
+use pleach_domain::id::{DeviceId, ModelName, TokenId};
 
 pub use prune::{Prune, PruneOutput};
 
@@ -73,6 +73,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Make a model faster for this machine; needs no controller
     Prune(Box<Prune>),
+    /// The keys that sign for the fleet, and root ceremonies
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// What the controller is asked.
     #[command(flatten)]
     Remote(RemoteCommand),
@@ -248,6 +251,80 @@ pub enum TokenCommand {
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
         labels: Vec<(String, String)>,
     },
+    /// Let nobody else in with a token; devices it let in stay
+    Revoke {
+        /// The token's id, as `pleach get` shows it
+        id: TokenId,
+    },
+}
+
+/// `pleach trust`.
+#[derive(Debug, Subcommand)]
+pub enum TrustCommand {
+    /// Make a folder of signing keys, or those that are missing in it; beside each its public half, .pub
+    Init {
+        /// The folder
+        #[arg(long, value_name = "FOLDER")]
+        keys: PathBuf,
+    },
+    /// Root files, for ceremonies away from the controller
+    #[command(subcommand)]
+    Root(RootCommand),
+    /// Replace a role's key in the controller's folder; its next start puts the new one in force
+    Rotate {
+        /// The role
+        role: SignedRole,
+        /// The controller's folder of keys
+        #[arg(long, value_name = "FOLDER")]
+        keys: PathBuf,
+    },
+    /// Show who signs for the fleet, and until when
+    Status,
+}
+
+/// `pleach trust root`.
+#[derive(Debug, Subcommand)]
+pub enum RootCommand {
+    /// Write the next root, unsigned: the controller's newest, with other root keys
+    Draft {
+        /// Public half of a key that may sign roots from now on, .pub (may be repeated)
+        #[arg(long = "root-key", value_name = "FILE", required = true)]
+        root_keys: Vec<PathBuf>,
+        /// How many of them must sign
+        #[arg(long, value_name = "N")]
+        threshold: u32,
+        /// How long it is good for, in days
+        #[arg(long, value_name = "DAYS", default_value_t = 365)]
+        days: u32,
+        /// Where to write it
+        #[arg(long, value_name = "FILE", default_value = "root.next.json")]
+        out: PathBuf,
+    },
+    /// Add a key's signature to a root
+    Sign {
+        /// The root
+        root: PathBuf,
+        /// The key, .pem
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+}
+
+/// Who signs something in a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SignedRole {
+    /// Says which keys may sign what.
+    Root,
+    /// Delegates to release and director.
+    Targets,
+    /// Says which files belong together.
+    Snapshot,
+    /// Says which snapshot is the newest.
+    Timestamp,
+    /// Vouches for bundles.
+    Release,
+    /// Assigns bundles to devices.
+    Director,
 }
 
 /// `pleach device`.
@@ -255,6 +332,11 @@ pub enum TokenCommand {
 pub enum DeviceCommand {
     /// Cut a device off for ever
     Revoke {
+        /// The device
+        id: DeviceId,
+    },
+    /// Let a device in that waits for a person, e.g. because its key spoke from two machines
+    Approve {
         /// The device
         id: DeviceId,
     },

@@ -135,6 +135,32 @@ impl Client {
         self.send(Method::POST, &["devices", device, "revoke"], Repeat::Always, &serde_json::json!({})).await
     }
 
+    /// Lets a device in that waits for a person.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown device.
+    pub async fn approve_device(&self, device: &str) -> Result<Value, ClientError> {
+        self.send(Method::POST, &["devices", device, "approve"], Repeat::Always, &serde_json::json!({})).await
+    }
+
+    /// Takes every use that an enrolment token has left.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown token.
+    pub async fn revoke_token(&self, token: &str) -> Result<TokenView, ClientError> {
+        self.send(Method::POST, &["tokens", token, "revoke"], Repeat::Always, &serde_json::json!({})).await
+    }
+
+    /// The newest signed file of a role. White space and order may differ from the controller's, which no signature minds.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown role.
+    pub async fn trust_file(&self, role: &str) -> Result<Vec<u8>, ClientError> {
+        let url = self.url(&["trust", role]);
+        let file: Value = self.call(Repeat::Always, &url, || self.http.get(url.clone())).await?;
+        Ok(file.to_string().into_bytes())
+    }
+
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {

@@ -3,6 +3,7 @@
 mod inspect;
 mod model;
 mod prune;
+mod trust;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,12 +21,13 @@ use crate::table;
 /// # Errors
 /// Whatever kept it from being done, with [`crate::ClientError`] in the chain when the controller was asked.
 pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    let connection = Connection { api: cli.connection.api, ca_file: cli.connection.ca, token_file: cli.connection.token_file };
     let command = match cli.command {
         Command::Inspect(args) => return inspect::inspect(&args),
         Command::Prune(args) => return prune::prune(*args).await,
+        Command::Trust(command) => return trust::run(&connection, command).await,
         Command::Remote(command) => command,
     };
-    let connection = Connection { api: cli.connection.api, ca_file: cli.connection.ca, token_file: cli.connection.token_file };
     let client = Client::new(&connection)?;
     match command {
         RemoteCommand::Get(get) => list(&client, &get).await,
@@ -42,6 +44,16 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             let token = client.create_token(&NewToken { labels: label_map(&labels), uses, ttl_seconds: ttl }).await?;
             println!("{}", token.token.context("the controller did not send the token's text")?);
             eprintln!("token {} enrols {} device(s); it is not shown again", token.id, token.uses_left);
+            Ok(())
+        }
+        RemoteCommand::Token(TokenCommand::Revoke { id }) => {
+            client.revoke_token(id.as_str()).await?;
+            println!("token {id} revoked");
+            Ok(())
+        }
+        RemoteCommand::Device(DeviceCommand::Approve { id }) => {
+            client.approve_device(id.as_str()).await?;
+            println!("device {id} approved");
             Ok(())
         }
         RemoteCommand::Device(DeviceCommand::Revoke { id }) => {

@@ -359,6 +359,43 @@ pub async fn next_assignment(session: &mut Session, id: &DeviceId) -> Result<Opt
     row.map(|(sequence,)| count("devices.assignment_sequence", sequence)).transpose()
 }
 
+/// Has an active device wait for a person. Answers whether it was active.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn suspend(session: &mut Session, id: &DeviceId, at_ms: i64) -> Result<bool, StoreError> {
+    change_state(session, id, (DeviceState::Active, DeviceState::Pending), at_ms).await
+}
+
+/// Lets a device that waits for a person into the fleet. Answers whether it waited.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn approve(session: &mut Session, id: &DeviceId, at_ms: i64) -> Result<bool, StoreError> {
+    change_state(session, id, (DeviceState::Pending, DeviceState::Active), at_ms).await
+}
+
+async fn change_state(
+    session: &mut Session,
+    id: &DeviceId,
+    (from, to): (DeviceState, DeviceState),
+    at_ms: i64,
+) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        r"UPDATE devices
+        SET state = $3, changed_at_ms = $4
+        WHERE id = $1 AND state = $2",
+    )
+    .bind(id.as_str())
+    .bind(from.as_str())
+    .bind(to.as_str())
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("devices.change_state"))?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Cuts a device off for ever. Answers whether it was not so already.
 ///
 /// # Errors

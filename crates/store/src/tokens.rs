@@ -111,6 +111,23 @@ pub async fn take_use(session: &mut Session, id: &TokenId, at_ms: i64) -> Result
     Ok(done.rows_affected() == 1)
 }
 
+/// Takes every use that is left. Answers whether there were any.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn revoke(session: &mut Session, id: &TokenId) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        r"UPDATE enrolment_tokens
+        SET uses_left = 0
+        WHERE id = $1 AND uses_left > 0",
+    )
+    .bind(id.as_str())
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("tokens.revoke"))?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Every token, oldest first.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     // 2
     ("controller", &["store", "proto", "prune", "artifact", "trust", "inference", "onnx", "domain"]),
     ("agent", &["proto", "artifact", "trust", "inference", "domain"]),
-    ("cli", &["proto", "prune", "inference", "onnx", "domain"]),
+    ("cli", &["proto", "prune", "trust", "inference", "onnx", "domain"]),
     // 3: all
     ("tests", ALL),
     ("xtask", &["tests", "domain", "onnx", "trust", "prune", "store", "proto", "artifact", "inference", "controller", "agent", "cli"]),

@@ -12,6 +12,7 @@ on_both!(
     a_device_is_classified_once,
     reports_are_accepted_once_and_in_order,
     a_revoked_device_gets_nothing_more,
+    a_suspended_device_waits_for_a_person,
     sequences_only_grow,
     a_session_that_is_dropped_leaves_nothing,
 );
@@ -53,6 +54,19 @@ async fn reports_are_accepted_once_and_in_order(f: Fixture) {
         assert_eq!(devices::accept_report(&mut session, id, sequence, 5).await.unwrap(), accepted, "{sequence}");
     }
     assert_eq!(devices::find(&mut session, id).await.unwrap().unwrap().report_sequence, 4);
+}
+
+async fn a_suspended_device_waits_for_a_person(f: Fixture) {
+    let id = &f.class_of(1).await[0];
+    let mut session = f.write().await;
+    assert!(!devices::approve(&mut session, id, 5).await.unwrap(), "it is active");
+    assert!(devices::suspend(&mut session, id, 6).await.unwrap());
+    assert!(!devices::suspend(&mut session, id, 7).await.unwrap());
+    assert_eq!(devices::next_assignment(&mut session, id).await.unwrap(), None);
+    assert!(devices::approve(&mut session, id, 8).await.unwrap());
+    assert_eq!(devices::state(&mut session, id).await.unwrap(), Some(DeviceState::Active));
+    devices::revoke(&mut session, id, 9).await.unwrap();
+    assert!(!devices::approve(&mut session, id, 10).await.unwrap(), "revoked is for ever");
 }
 
 async fn a_revoked_device_gets_nothing_more(f: Fixture) {
