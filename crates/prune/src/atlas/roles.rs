@@ -1,4 +1,4 @@
-//! Times of networks without convolutions, read off whole networks.
+//! Times of transformers, read off whole networks.
 //!
 //! What a transformer takes is not the sum of its layers: projections merge, attention costs what its heads and their dims cost, and
 //! sums and normalisations ride along. But its groups hardly share kernels and repeat from block to block. So groups of one *role* (same
@@ -8,7 +8,7 @@
 use super::grid::dense;
 use crate::coupling::{Group, Rotation};
 use crate::levels::{Place, Site};
-use crate::network::{Kind, Network};
+use crate::network::{Kind, Layer, Network};
 use crate::solve::{Choice, Cost, Term};
 
 /// Groups by role, and the whole networks that tell their times.
@@ -22,16 +22,18 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    /// The roles of a network of linear layers only; `None` for all others, which kernels describe better.
+    /// The roles of a network with attention in which only linear layers are narrowed; `None` for all others, which kernels describe
+    /// better.
     pub(super) fn of(network: &Network, sites: &[Site]) -> Option<Self> {
-        let sequences = |l: &crate::network::Layer| matches!(l.kind, Kind::Linear { .. });
         let groups: Vec<&Group> = (sites.iter())
             .map(|site| match site.place {
                 Place::Group(group) => network.coupling.groups.get(group),
                 Place::Layer(_) => None,
             })
             .collect::<Option<_>>()?;
-        if network.layers.is_empty() || !network.layers.iter().all(sequences) || groups.iter().all(|g| g.rotation == Rotation::None) {
+        let narrowed = |l: &&Layer| !network.input_groups(l).is_empty() || !network.output_groups(l).is_empty();
+        let linear = network.layers.iter().filter(narrowed).all(|l| matches!(l.kind, Kind::Linear { .. }));
+        if !linear || groups.iter().all(|g| g.rotation == Rotation::None) {
             return None;
         }
         let mut roles: Vec<Vec<usize>> = Vec::new();
