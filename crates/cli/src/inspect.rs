@@ -79,8 +79,12 @@ impl Subject {
     /// # Errors
     /// [`InspectError`] when it cannot be folded, fed or run.
     pub fn new(original: Model, runtime: &dyn Runtime, given: &GivenShapes) -> Result<Self, InspectError> {
-        let model = fold::fold(&original).map_err(InspectError::Fold)?;
-        let (shapes, feed) = measure(&model, runtime, given)?;
+        let folded = fold::fold(&original).map_err(InspectError::Fold)?;
+        let (shapes, feed) = measure(&folded, runtime, given)?;
+        let (model, shapes) = match settled(&folded, runtime, given, &feed)? {
+            Some(model) => measure(&model, runtime, given).map(|(shapes, _)| (model, shapes))?,
+            None => (folded, shapes),
+        };
         let coupling = Coupling::find(&model, &shapes);
         let inputs = feed.tensors(feed.batch)?;
         Ok(Self { original, model, shapes, coupling, inputs, batch: feed.batch })
@@ -116,6 +120,34 @@ impl Subject {
             bar: proof::bar(&self.model),
         })
     }
+}
+
+/// The model with literals in place of what it computes from lengths that never move; `None` when it runs at no other lengths than
+/// these, so that nothing can be said.
+fn settled(folded: &Model, runtime: &dyn Runtime, given: &GivenShapes, feed: &Feed) -> Result<Option<Model>, InspectError> {
+    let [small, large] = PROBE_ROWS;
+    let first = feed.tensors(if feed.grows() { small } else { feed.batch })?;
+    let mut same = vec![first.clone()];
+    if feed.grows() {
+        same.push(feed.tensors(large)?);
+    }
+    let twice = |(name, shape): (&String, &Vec<usize>)| (name.clone(), Feed::scaled(folded, name, shape));
+    let other_given: GivenShapes = given.iter().map(twice).collect();
+    if !feed.chosen && other_given == *given {
+        return Ok(fold::settle(folded, runtime, &same).and_then(|model| Ok(fold::fold(&model)?)).ok());
+    }
+    for &lengths in &USUAL {
+        let other = Feed::new(folded, &other_given, lengths)?;
+        let tensors = other.tensors(other.batch)?;
+        if tensors.iter().zip(&first).all(|((_, a), (_, b))| a.shape().get(1..) == b.shape().get(1..)) {
+            continue; // not other lengths
+        }
+        let feeds: Vec<_> = same.iter().cloned().chain([tensors]).collect();
+        if let Ok(model) = fold::settle(folded, runtime, &feeds).and_then(|model| Ok(fold::fold(&model)?)) {
+            return Ok(Some(model));
+        }
+    }
+    Ok(None)
 }
 
 /// Measures shapes at the first lengths on which the model runs.

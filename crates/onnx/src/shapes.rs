@@ -114,6 +114,11 @@ impl ShapeProbe {
         Ok(Self { model: model.apply(&patch)?, tensors, known })
     }
 
+    /// Names of the tensors whose shapes the outputs are, in their order.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(String::as_str)
+    }
+
     /// Reads the shapes off two runs at different batch sizes; outputs in the order of the probe model's. For a model of fixed
     /// batch give the same run twice.
     ///

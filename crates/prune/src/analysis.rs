@@ -16,7 +16,7 @@ use crate::criteria::{Criterion, Norm, Reader, kept, leverage_order, norm_order,
 use crate::error::PruneError;
 use crate::evaluate::Answers;
 use crate::flat;
-use crate::fold::fold;
+use crate::fold::prepare;
 use crate::head_rank;
 use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
@@ -27,7 +27,7 @@ use crate::proof;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
 use crate::run::{Batch, Inputs, Overrides};
-use crate::simplify::{Rewriter, literal_targets};
+use crate::simplify::Rewriter;
 use crate::solve::Choice;
 use crate::statistics::{LayerStatistics, Statistics, collect};
 use crate::surgery;
@@ -209,8 +209,7 @@ pub(crate) fn ready(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, 
     let dense = Model::decode(bytes, &Limits::default()).map_err(model_error)?;
     check_data("calibration", bytes, calibration, runtime)?;
     let examples = calibration.inputs().iter().map(|(n, t)| (n.clone(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
-    let folded = literal_targets(&fold(&dense).map_err(model_error)?, &examples, runtime).map_err(model_error)?;
-    let folded = with_biases(&folded).map_err(model_error)?;
+    let folded = with_biases(&prepare(&dense, runtime, &examples).map_err(model_error)?).map_err(model_error)?;
     step(progress, Stage::Load, 1, 2)?;
     let shapes = measure_shapes(&folded, runtime, &examples).map_err(model_error)?;
     let coupling = Coupling::find(&folded, &shapes);

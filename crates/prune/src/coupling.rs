@@ -23,7 +23,8 @@ use pleach_domain::runtime::RuntimeError;
 use pleach_onnx::{Model, NodeId, OnnxError, Shapes, node_macs};
 use thiserror::Error;
 
-pub use shapes::{LoadedProbe, PROBE_ROWS, measure_shapes};
+pub(crate) use shapes::feed;
+pub use shapes::{Feed, LoadedProbe, PROBE_ROWS, measure_shapes};
 
 /// Which group; numbered from 0 in the order of the first producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -256,6 +257,16 @@ pub(crate) struct Count {
     pub(crate) groups: Vec<(GroupId, Units)>,
 }
 
+/// A constant whose values are indices of an axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Indices {
+    pub(crate) constant: String,
+    /// Length of the axis in the dense graph.
+    pub(crate) length: usize,
+    /// Groups that narrow the axis, with the places of their units on it.
+    pub(crate) groups: Vec<(GroupId, Units)>,
+}
+
 /// Channels that are never removed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frozen {
@@ -278,8 +289,8 @@ pub struct Coupling {
     pub(crate) counts: Vec<Count>,
     /// Attention operators whose scale is given by the length of an axis: the scale of the dense graph and the groups on that axis.
     pub(crate) scales: Vec<(NodeId, f32, Vec<(GroupId, Units)>)>,
-    /// Constants whose values are indices of an axis, with the groups that narrow that axis.
-    pub(crate) indices: Vec<(String, GroupId, Units)>,
+    /// Constants whose values are indices of an axis.
+    pub(crate) indices: Vec<Indices>,
 }
 
 /// Multiply-accumulates that can shrink, of all.

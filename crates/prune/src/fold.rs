@@ -1,11 +1,16 @@
 //! Exact simplifications before anything is measured: functions become the nodes they stand for, constants initializers, aliases
 //! copies of their own, and BatchNormalization part of the layer before it.
 //!
-//! What the engine then sees are layers with a bias. What cannot be folded stays as it is.
+//! What the engine then sees are layers with a bias. What cannot be folded stays as it is. Folding needs the graph alone; [`prepare`] also
+//! measures, and turns numbers that a model computes from shapes into literals.
+
+mod settle;
 
 use std::collections::BTreeSet;
 
 use pleach_onnx::{Limits, Model, Node, OnnxError, Patch};
+
+pub use settle::{prepare, settle};
 
 /// Folds a model. The result computes the same outputs, up to the rounding of one multiplication a weight.
 ///

@@ -12,7 +12,6 @@ mod attention;
 mod cone;
 pub(crate) mod dead;
 mod gelu;
-mod literal;
 mod mask;
 mod norm;
 
@@ -23,8 +22,6 @@ use pleach_onnx::proto::{AttributeProto, NodeProto};
 use pleach_onnx::{Model, OnnxError, Shapes};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-pub(crate) use literal::literal_targets;
 
 use crate::coupling::{CouplingError, measure_shapes};
 use crate::proof::{self, Inputs as Examples, ProofError};

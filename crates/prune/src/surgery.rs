@@ -13,7 +13,7 @@ use pleach_onnx::tensor::{encode_floats, encode_ints, select, zero};
 use pleach_onnx::{Model, Node, NodeId, OnnxError, Patch, Shapes};
 use thiserror::Error;
 
-use crate::coupling::{Block, Coupling, Group, GroupId, Keep, Place, Units, Zeros, complement};
+use crate::coupling::{Block, Coupling, Group, GroupId, Indices, Keep, Place, Units, Zeros, complement};
 
 /// Why a cut was refused.
 #[derive(Debug, Error)]
@@ -201,7 +201,9 @@ pub fn permute(model: &Model, coupling: &Coupling, id: GroupId, order: &[usize])
         return Err(wrong("the order is no permutation"));
     }
     let mut constants = BTreeMap::new();
-    for member in &group.members {
+    // What an index picks moves with it: lists of indices stay as they are.
+    let stays = |name: &str| coupling.indices.iter().any(|indices| indices.constant == name);
+    for member in group.members.iter().filter(|member| !stays(&member.constant)) {
         let name = member.constant.as_str();
         let tensor = match constants.remove(name) {
             Some(tensor) => tensor,
@@ -280,7 +282,7 @@ fn recount(patch: &mut Patch, model: &Model, coupling: &Coupling, cut: &[(&Group
             }
         };
         if let Some(slot) = list.get_mut(count.index) {
-            *slot = count.dense - i64::try_from(less).unwrap_or(i64::MAX);
+            *slot = count.dense - count.dense.signum() * i64::try_from(less).unwrap_or(i64::MAX);
         }
     }
     for ((id, place), list) in lists {
@@ -305,7 +307,10 @@ fn recount(patch: &mut Patch, model: &Model, coupling: &Coupling, cut: &[(&Group
 /// The integers that stand at a place, one for a single number.
 fn numbers(model: &Model, node: Node<'_>, place: Place) -> Result<Vec<i64>, SurgeryError> {
     match place {
-        Place::Attribute(name) => Ok(node.int(name).map_or_else(|| node.ints(name).unwrap_or_default().to_vec(), |value| vec![value])),
+        Place::Attribute(name) => {
+            let list = node.ints(name).filter(|list| !list.is_empty()).map(<[i64]>::to_vec);
+            Ok(list.unwrap_or_else(|| node.attribute(name).and_then(|_| node.int(name)).into_iter().collect()))
+        }
         Place::Input(slot) => {
             let name = node.input(slot).unwrap_or_default();
             model.ints(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))
@@ -319,25 +324,24 @@ fn reindexed<'a>(
     coupling: &'a Coupling,
     cut: &[(&Group, Vec<usize>)],
 ) -> Result<BTreeMap<&'a str, TensorProto>, SurgeryError> {
-    let mut places: BTreeMap<&str, Vec<(GroupId, &Units)>> = BTreeMap::new();
-    for (name, id, units) in &coupling.indices {
-        places.entry(name).or_default().push((*id, units));
-    }
     let mut constants = BTreeMap::new();
-    for (name, groups) in places {
-        let removed = removed_on(cut, groups.into_iter());
+    for Indices { constant, length, groups } in &coupling.indices {
+        let removed = removed_on(cut, groups.iter().map(|(id, units)| (*id, units)));
         if !removed.is_empty() {
-            let tensor = model.constant_tensor(name).ok_or_else(|| SurgeryError::Foreign(name.to_owned()))?;
-            constants.insert(name, reindex(model, &tensor, &removed)?);
+            let tensor = model.constant_tensor(constant).ok_or_else(|| SurgeryError::Foreign(constant.clone()))?;
+            constants.insert(constant.as_str(), reindex(model, &tensor, *length, &removed)?);
         }
     }
     Ok(constants)
 }
 
-/// A list of indices after the removal of some (ascending) of the axis they count.
-fn reindex(model: &Model, tensor: &TensorProto, removed: &[usize]) -> Result<TensorProto, SurgeryError> {
+/// A list of indices into an axis of `length` after the removal of some (ascending) of it.
+fn reindex(model: &Model, tensor: &TensorProto, length: usize, removed: &[usize]) -> Result<TensorProto, SurgeryError> {
     let foreign = || SurgeryError::Foreign(tensor.name().to_owned());
-    let below = |index: i64| index - i64::try_from(removed.partition_point(|&r| (r as i64) < index)).unwrap_or(0);
+    let below = |index: i64| {
+        let index = if index < 0 { index + length as i64 } else { index };
+        index - i64::try_from(removed.partition_point(|&r| (r as i64) < index)).unwrap_or(0)
+    };
     let indices: Vec<i64> = model.ints(tensor.name()).ok_or_else(foreign)?.into_iter().map(below).collect();
     let dims: Vec<usize> = tensor.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
     Ok(encode_ints(tensor.name(), &dims, &indices)?)

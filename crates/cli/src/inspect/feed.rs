@@ -140,6 +140,15 @@ impl Feed {
         Ok(feed)
     }
 
+    /// A given shape with the axes that the model leaves free, but for the batch, twice as long.
+    pub(super) fn scaled(model: &Model, name: &str, shape: &[usize]) -> Vec<usize> {
+        let input = model.inputs().into_iter().find(|input| input.name == name);
+        let free = |axis: usize| {
+            axis > 0 && input.as_ref().is_some_and(|i| matches!(i.dims.as_deref().and_then(|d| d.get(axis)), Some(Dim::Free(_))))
+        };
+        shape.iter().enumerate().map(|(axis, &length)| if free(axis) { length * 2 } else { length }).collect()
+    }
+
     fn length(&mut self, dims: &[Dim], axis: usize, given: Option<usize>, symbols: &Symbols, lengths: Lengths) -> Length {
         let symbol = match dims.get(axis) {
             Some(Dim::Fixed(length)) => return Length::Fixed(*length),

@@ -7,7 +7,7 @@ use pleach_onnx::NodeId;
 use super::axes::{AtomId, Atoms, Axis};
 use super::rules::{Mask, SPATIAL, Trace};
 use super::{
-    Consumer, Contraction, Count, Coupling, Frozen, Group, GroupId, Member, Producer, Rotation, TensorAxis, Units, Zeros, rotation,
+    Consumer, Contraction, Count, Coupling, Frozen, Group, GroupId, Indices, Member, Producer, Rotation, TensorAxis, Units, Zeros, rotation,
 };
 
 /// Most reasons told for one frozen part.
@@ -60,15 +60,15 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
             Some(node) => node.label(),
             None => members.first().map(|m| m.constant.clone()).unwrap_or_default(),
         };
-        let alone = || {
-            let why = if first(index).is_none() { "no layer makes it" } else { "it has a single channel" };
-            (first(index).is_none() || part.size < 2).then(|| why.to_owned())
-        };
-        if let Some(reason) = part.reason.clone().or_else(alone) {
-            if reason != SPATIAL && members.iter().any(|m| weights.contains(m.constant.as_str())) {
-                tell(&mut coupling.frozen, name, reason, &members);
-            }
+        let made = first(index).is_some();
+        let alone = || (made && part.size < 2).then(|| "it has a single channel".to_owned());
+        let reason = part.reason.clone().or_else(alone);
+        if let Some(reason) = reason.filter(|r| r != SPATIAL && members.iter().any(|m| weights.contains(m.constant.as_str()))) {
+            tell(&mut coupling.frozen, name, reason, &members);
             continue;
+        }
+        if !made || part.reason.is_some() || part.size < 2 {
+            continue; // no channels: nothing anyone would ask to prune
         }
         let id = GroupId(coupling.groups.len());
         ids.insert(index, id);
@@ -86,6 +86,12 @@ pub(super) fn collect(trace: Trace<'_>) -> Coupling {
         });
     }
     tell_opaque(&trace, &mut coupling.frozen);
+    for (node, reason) in trace.closed.iter().filter_map(|(id, reason)| Some((trace.model.node(*id)?, reason))) {
+        let constants =
+            node.inputs().chain(node.captured()).filter_map(|name| Some((trace.root(name)?, trace.model.constant_dims(name)?.len())));
+        let members = constants.flat_map(|(name, rank)| (0..rank).map(move |axis| (name.clone(), axis))).collect();
+        coupling.frozen.push(Frozen { name: node.label(), reason: reason.clone(), members });
+    }
     fill(&trace, &parts, &ids, &mut coupling);
     rotation::find(&trace, &parts, &ids, &mut coupling);
     coupling
@@ -170,9 +176,9 @@ fn fill(trace: &Trace<'_>, parts: &Parts, ids: &HashMap<usize, GroupId>, couplin
         coupling.counts.push(Count { node: counted.node, place: counted.place, index: counted.index, dense: counted.dense, groups });
     }
     coupling.scales = trace.scales.iter().map(|scale| (scale.node, scale.value, on(&scale.axis))).collect();
-    for (constant, axis) in &trace.indices {
-        coupling.indices.extend(on(axis).into_iter().map(|(id, units)| (constant.clone(), id, units)));
-    }
+    let indices =
+        |(constant, axis): &(String, Axis)| Indices { constant: constant.clone(), length: trace.atoms.axis_length(axis), groups: on(axis) };
+    coupling.indices = trace.indices.iter().map(indices).collect();
 }
 
 /// Where a group's units vanish when zeros stand there.

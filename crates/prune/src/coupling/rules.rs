@@ -5,9 +5,13 @@
 mod attention;
 mod contrib;
 mod elementwise;
+mod helper;
 mod layer;
+mod normalization;
 mod reduction;
 mod shape;
+mod slicing;
+mod space;
 
 use std::collections::HashMap;
 
@@ -17,6 +21,7 @@ use super::Place;
 use super::axes::{AtomId, Atoms, Axis};
 use super::layouts::Layouts;
 use elementwise::{BROADCAST, UNARY};
+use helper::Element;
 use reduction::{POOLS, REDUCTIONS};
 
 /// Batch size at which shapes are read: a prime, so that a factor of it in a Reshape is the batch and nothing else.
@@ -126,6 +131,10 @@ pub(super) struct Trace<'a> {
     pub(super) counts: Vec<Counted>,
     /// Constants whose values are indices of an axis.
     pub(super) indices: Vec<(String, Axis)>,
+    /// Nodes that hold graphs or a recurrence of their own, with the reason why what they touch stays.
+    pub(super) closed: Vec<(NodeId, String)>,
+    /// Elements of tensors that are computed from lengths.
+    elements: HashMap<String, Vec<Element>>,
 }
 
 impl<'a> Trace<'a> {
@@ -153,21 +162,32 @@ impl<'a> Trace<'a> {
             scales: Vec::new(),
             counts: Vec::new(),
             indices: Vec::new(),
+            closed: Vec::new(),
+            elements: HashMap::new(),
         };
         for input in model.inputs() {
             let axes = trace.new_axes(&input.name, &format!("graph input `{}`", input.name));
             trace.tensors.insert(input.name, axes);
         }
         for node in model.nodes() {
+            if trace.helper(node).is_some() {
+                continue;
+            }
             if trace.rule(node).is_none() {
                 trace.give_up(node, "has no rule for this form");
             }
+            trace.read_lengths(node);
             trace.stiffen(node);
         }
         for output in model.outputs() {
-            trace.freeze_tensor(&output.name, &format!("graph output `{}`", output.name));
+            let reason = format!("graph output `{}`", output.name);
+            trace.freeze_tensor(&output.name, &reason);
+            let sources = trace.elements.get(&output.name).map(|list| list.iter().flat_map(Element::sources).collect::<Vec<_>>());
+            trace.freeze_sources(&sources.unwrap_or_default(), &reason);
         }
-        for alias in model.nodes().filter(|n| n.is("Identity")).filter_map(|n| n.output(0)) {
+        for alias in
+            model.nodes().filter(|n| n.is("Identity") || trace.is_stored(*n)).collect::<Vec<_>>().into_iter().filter_map(|n| n.output(0))
+        {
             if let Some(axes) = trace.root(alias).and_then(|_| trace.axes(alias)) {
                 trace.tensors.insert(alias.to_owned(), axes);
             }
@@ -196,10 +216,31 @@ impl<'a> Trace<'a> {
             "Concat" => self.concat(node),
             "Flatten" | "Squeeze" | "Unsqueeze" => self.reshape(node),
             "Reshape" => {
-                let target = self.model.ints(node.input(1)?)?;
                 self.reshape(node)?;
-                self.count_lengths(node, Place::Input(1), &target)
+                let axes = self.tensors.get(node.output(0)?)?.clone();
+                self.follow(node, 1, &axes.into_iter().enumerate().collect::<Vec<_>>());
+                Some(())
             }
+            "ConvTranspose" => self.conv_transpose(node),
+            "InstanceNormalization" => self.instance_norm(node),
+            "GroupNormalization" => self.group_norm(node),
+            "LRN" => self.along(node, &[1]),
+            "LpNormalization" => self.along(node, &[node.int("axis").unwrap_or(-1)]),
+            "MeanVarianceNormalization" => self.along(node, node.ints("axes").unwrap_or(&[0, 2, 3])),
+            "CumSum" => self.cumulate(node),
+            "ArgMax" | "ArgMin" | "TopK" => self.pick_along(node),
+            "QuantizeLinear" | "DequantizeLinear" => self.quantize_linear(node),
+            "Slice" => self.slice(node),
+            "Split" => self.split(node),
+            "Gather" if self.root(node.input(0)?).is_none() => self.gather(node),
+            "Resize" | "Upsample" => self.resize(node),
+            "Pad" => self.pad(node),
+            "DepthToSpace" => self.depth_to_space(node),
+            "SpaceToDepth" => self.space_to_depth(node),
+            "Expand" => self.expand(node),
+            "Tile" => self.tile(node),
+            "ConstantOfShape" => self.constant_of_shape(node),
+            "CastLike" => self.unary(node),
             "Transpose" => self.transpose(node),
             "Einsum" => self.einsum(node),
             "Gather" if self.root(node.input(0)?).is_some() => self.embedding(node),
@@ -223,6 +264,9 @@ impl<'a> Trace<'a> {
         let reason = format!("node `{}` ({}) {why}", node.label(), node.op_type());
         for name in node.inputs() {
             self.freeze_tensor(name, &reason);
+        }
+        if !node.captured().is_empty() || matches!(node.op_type(), "If" | "Loop" | "Scan" | "LSTM" | "GRU" | "RNN") {
+            self.closed.push((node.id, reason.clone()));
         }
         for name in node.outputs() {
             let axes = self.new_axes(name, &reason);
@@ -291,22 +335,42 @@ impl<'a> Trace<'a> {
         Some(())
     }
 
-    /// Lets literal lengths follow the axes of a node's output; 0 and -1 follow by themselves.
-    fn count_lengths(&mut self, node: Node<'a>, place: Place, lengths: &[i64]) -> Option<()> {
-        let axes = self.tensors.get(node.output(0)?)?.clone();
-        for (index, (&dense, axis)) in lengths.iter().zip(axes).enumerate().filter(|(_, (length, _))| **length > 0) {
-            self.counts.push(Counted { node: node.id, place, index, dense, axis });
+    /// Lets the elements of a shape that a node reads follow the axes it makes, given by element. Where an element is no literal, no
+    /// 0 or -1 and not the axis's own length, the axis is frozen.
+    fn follow(&mut self, node: Node<'a>, input: usize, axes: &[(usize, Axis)]) {
+        let Some(name) = node.input(input) else { return };
+        if let Some(lengths) = self.model.ints(name) {
+            for (index, axis) in axes {
+                let Some(&dense) = lengths.get(*index).filter(|length| **length > 1) else { continue };
+                self.counts.push(Counted { node: node.id, place: Place::Input(input), index: *index, dense, axis: axis.clone() });
+            }
+            return;
         }
-        Some(())
+        let reason = format!("{} has a computed target", place(node));
+        let elements = self.elements.get(name).cloned().unwrap_or_default();
+        for (index, axis) in axes {
+            let element = elements.get(*index);
+            if !element.is_some_and(|element| self.follows(element, axis)) {
+                self.atoms.freeze(axis, &reason);
+                self.freeze_sources(&element.map(Element::sources).unwrap_or_default(), &reason);
+            }
+        }
     }
 
     /// The constant behind a name, through Identity nodes; `None` for activations.
     pub(super) fn root(&self, name: &str) -> Option<String> {
         let mut name = name;
-        while let Some(node) = self.model.producer(name).filter(|n| n.is("Identity")) {
+        while let Some(node) = self.model.producer(name).filter(|n| n.is("Identity") || self.is_stored(*n)) {
             name = node.input(0)?;
         }
         self.model.constant_dims(name).map(|_| name.to_owned())
+    }
+
+    /// Whether a node only decodes a constant: DequantizeLinear around zero.
+    fn is_stored(&self, node: Node<'_>) -> bool {
+        let constant = |name: &str| self.model.constant_dims(name).is_some();
+        let zero = |name: &str| self.model.ints(name).is_some_and(|values| values.iter().all(|&v| v == 0));
+        node.is("DequantizeLinear") && node.input(0).is_some_and(constant) && node.input(2).is_none_or(zero)
     }
 
     fn dims(&self, name: &str) -> Option<Vec<usize>> {

@@ -18,16 +18,23 @@ pub const PROBE_ROWS: [usize; 2] = [2, 3];
 /// # Errors
 /// [`CouplingError`] when an input cannot be made or the runtime refuses the probe.
 pub fn measure_shapes(model: &Model, runtime: &dyn Runtime, examples: &BTreeMap<String, Vec<usize>>) -> Result<Shapes, CouplingError> {
-    let inputs = model.inputs();
-    let zeros = |rows| -> Result<Vec<_>, CouplingError> {
-        inputs.iter().map(|input| Ok((input.name.clone(), zeros(input, examples.get(&input.name), rows)?))).collect()
-    };
     let mut probe = LoadedProbe::new(model, runtime)?;
-    if !inputs.iter().any(free_batch) {
-        return probe.measure_fixed(&zeros(PROBE_ROWS[0])?);
-    }
     let [small, large] = PROBE_ROWS;
-    probe.measure([&zeros(small)?, &zeros(large)?])
+    if !model.inputs().iter().any(free_batch) {
+        return probe.measure_fixed(&feed(model, examples, small)?);
+    }
+    probe.measure([&feed(model, examples, small)?, &feed(model, examples, large)?])
+}
+
+/// Inputs for one run, by name.
+pub type Feed = Vec<(String, Tensor)>;
+
+/// Zeros for every input at a batch size.
+///
+/// # Errors
+/// [`CouplingError`] when an input cannot be made.
+pub(crate) fn feed(model: &Model, examples: &BTreeMap<String, Vec<usize>>, rows: usize) -> Result<Feed, CouplingError> {
+    model.inputs().into_iter().map(|input| Ok((input.name.clone(), zeros(&input, examples.get(&input.name), rows)?))).collect()
 }
 
 /// A model's shape probe, loaded: measures the same model on inputs of several shapes.

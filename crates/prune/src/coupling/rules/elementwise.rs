@@ -5,8 +5,16 @@ use pleach_onnx::Node;
 use super::{Axis, Trace};
 
 /// Operators that work element by element on one tensor.
-pub(super) const UNARY: [&str; 38] = [
+pub(super) const UNARY: [&str; 46] = [
     "Abs",
+    "Acos",
+    "Asin",
+    "Asinh",
+    "Atanh",
+    "BitwiseNot",
+    "Cosh",
+    "Sinh",
+    "Acosh",
     "Cast",
     "Ceil",
     "Celu",
@@ -47,7 +55,7 @@ pub(super) const UNARY: [&str; 38] = [
 ];
 
 /// Operators that broadcast their inputs against each other, element by element.
-pub(super) const BROADCAST: [&str; 19] = [
+pub(super) const BROADCAST: [&str; 24] = [
     "Add",
     "Sub",
     "Mul",
@@ -67,6 +75,11 @@ pub(super) const BROADCAST: [&str; 19] = [
     "GreaterOrEqual",
     "Less",
     "LessOrEqual",
+    "Mod",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
 ];
 
 impl<'a> Trace<'a> {

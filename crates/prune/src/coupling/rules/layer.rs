@@ -2,7 +2,7 @@
 
 use pleach_onnx::Node;
 
-use super::{Axis, Counted, Made, Place, Summed, Trace};
+use super::{Axis, Counted, Made, Place, SPATIAL, Summed, Trace};
 
 impl<'a> Trace<'a> {
     pub(super) fn conv(&mut self, node: Node<'a>) -> Option<()> {
@@ -25,10 +25,72 @@ impl<'a> Trace<'a> {
             self.depthwise.push((node.id, channels));
             out
         } else {
-            return None;
+            self.grouped(node, &weight, &channels, groups)?
         };
         let mut outs = vec![axes.first()?.clone(), out];
         self.spatial(node, &mut outs)
+    }
+
+    /// A convolution in groups: inputs `[groups][C / groups]`, outputs `[groups][M / groups]`. Whole groups may go, and the same
+    /// channels of every group.
+    fn grouped(&mut self, node: Node<'a>, weight: &str, channels: &Axis, groups: usize) -> Option<Axis> {
+        let dims = self.dims(weight)?;
+        let [outer, inner] = self.factored(node, channels, [groups, *dims.get(1)?], true)?;
+        let own = self.atoms.sourced(&format!("{weight}, one group"), 0, dims.first()? / groups);
+        let out = self.atoms.product(&[outer.clone(), own])?;
+        let x = node.input(0)?;
+        self.layer(node, x, 1, weight, (1, &inner), (0, &out))?;
+        self.counts.push(Counted {
+            node: node.id,
+            place: Place::Attribute("group"),
+            index: 0,
+            dense: i64::try_from(groups).ok()?,
+            axis: outer,
+        });
+        Some(out)
+    }
+
+    /// A transposed convolution: weight `[C, M / groups, ..]`.
+    pub(super) fn conv_transpose(&mut self, node: Node<'a>) -> Option<()> {
+        let (x, weight) = (node.input(0)?, self.root(node.input(1)?)?);
+        let (axes, kernel) = (self.axes(x)?, self.dims(&weight)?);
+        let channels = axes.get(1)?.clone();
+        let (count, outputs) = (self.atoms.axis_length(&channels), *kernel.get(1)?);
+        let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
+        let out = if groups == 1 {
+            let out = self.bound(&weight, 1, outputs);
+            self.layer(node, x, 1, &weight, (0, &channels), (1, &out))?;
+            out
+        } else {
+            let outer =
+                if groups == count { channels.clone() } else { self.factored(node, &channels, [groups, count / groups], true)?[0].clone() };
+            let own = self.bound(&weight, 1, outputs);
+            let out = self.atoms.product(&[outer.clone(), own])?;
+            self.bind(&weight, 0, &channels, node)?;
+            if let Some(bias) = node.input(2) {
+                self.bind_or_unify(bias, 0, &out, node)?;
+            }
+            self.transposed_groups(node, x, &weight, &channels)?;
+            let dense = i64::try_from(groups).ok()?;
+            self.counts.push(Counted { node: node.id, place: Place::Attribute("group"), index: 0, dense, axis: outer });
+            out
+        };
+        let mut outs = vec![axes.first()?.clone(), out];
+        self.spatial(node, &mut outs)
+    }
+
+    /// Records who makes and who sums over the channels of a transposed convolution in groups.
+    fn transposed_groups(&mut self, node: Node<'a>, x: &str, weight: &str, channels: &Axis) -> Option<()> {
+        if self.dims(weight)?.first() == Some(&usize::try_from(node.int("group").unwrap_or(1)).ok()?) {
+            self.depthwise.push((node.id, channels.clone()));
+            return Some(());
+        }
+        let bias = node.input(2).and_then(|b| self.root(b));
+        let own = self.bound(weight, 1, *self.dims(weight)?.get(1)?);
+        self.made.push(Made { node: node.id, weight: weight.to_owned(), weight_axis: 1, bias: bias.clone(), axis: own });
+        let (weight, input, axis) = (weight.to_owned(), x.to_owned(), channels.clone());
+        self.summed.push(Summed { node: node.id, weight, weight_axis: 0, input, input_axis: 1, bias, axis });
+        Some(())
     }
 
     /// Channels of a depthwise convolution with `multiplier` outputs a channel: `[C][multiplier]`.
@@ -36,7 +98,7 @@ impl<'a> Trace<'a> {
         if multiplier == 1 {
             return channels.clone();
         }
-        let inner = self.atoms.frozen(multiplier, "depth multiplier");
+        let inner = self.atoms.frozen(multiplier, SPATIAL);
         let mut out = channels.clone();
         for piece in &mut out.0 {
             piece.extend(inner.atoms());

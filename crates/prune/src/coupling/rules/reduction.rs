@@ -2,7 +2,7 @@
 
 use pleach_onnx::Node;
 
-use super::{Trace, axis_index, place};
+use super::{SPATIAL, Trace, axis_index, place};
 
 /// Operators whose first two axes pass and whose others are pooled.
 pub(super) const POOLS: [&str; 6] = ["MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"];
@@ -32,15 +32,20 @@ impl<'a> Trace<'a> {
 
     pub(super) fn reduce(&mut self, node: Node<'a>) -> Option<()> {
         let axes = self.axes(node.input(0)?)?;
-        let reduced = match (node.ints("axes"), node.input(1)) {
+        let named = match (node.ints("axes"), node.input(1)) {
             (Some(list), _) => list.to_vec(),
             (None, Some(name)) => self.model.ints(name)?,
-            (None, None) => return None, // over everything, or over nothing
+            (None, None) => vec![],
         };
-        let reduced: Vec<usize> = reduced.into_iter().map(|axis| axis_index(axis, axes.len())).collect::<Option<_>>()?;
-        if reduced.is_empty() {
-            return None;
+        if named.is_empty() && node.int("noop_with_empty_axes").unwrap_or(0) != 0 {
+            return self.set(node, axes);
         }
+        let all = || (0..axes.len()).collect();
+        let reduced = if named.is_empty() {
+            all()
+        } else {
+            named.into_iter().map(|axis| axis_index(axis, axes.len())).collect::<Option<Vec<_>>>()?
+        };
         let keep_dims = node.int("keepdims").unwrap_or(1) != 0;
         let mut outs = Vec::new();
         for (i, axis) in axes.into_iter().enumerate() {
@@ -54,5 +59,22 @@ impl<'a> Trace<'a> {
             }
         }
         self.set(node, outs)
+    }
+
+    /// ArgMax, ArgMin and TopK: one axis is searched.
+    pub(super) fn pick_along(&mut self, node: Node<'a>) -> Option<()> {
+        let mut axes = self.axes(node.input(0)?)?;
+        let at = axis_index(node.int("axis").unwrap_or(if node.is("TopK") { -1 } else { 0 }), axes.len())?;
+        self.keep_whole(node, &[axes.get(at)?.clone()]);
+        let lengths = self.dims(node.output(0)?)?;
+        if lengths.len() < axes.len() {
+            axes.remove(at);
+        } else {
+            *axes.get_mut(at)? = self.atoms.frozen(*lengths.get(at)?, SPATIAL);
+        }
+        for name in node.outputs() {
+            self.tensors.insert(name.to_owned(), axes.clone());
+        }
+        Some(())
     }
 }
