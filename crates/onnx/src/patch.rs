@@ -232,11 +232,10 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
 /// the result.
 fn set_node(node: &mut NodeProto, tensor: &TensorProto) -> Option<TensorProto> {
     if node.op_type() == "ConstantOfShape" {
-        let zero = tensor::encode_floats("", &[1], &[0.0], DataType::Float).ok();
-        let value = node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref());
-        if value.or(zero.as_ref()).is_some_and(|value| tensor::is_filled(tensor, value)) {
+        if let Some(value) = tensor::repeated(tensor) {
             let shape = format!("{}.pleach.shape", tensor.name());
             node.input = vec![shape.clone()];
+            node.attribute = vec![crate::builder::attribute("value", value)];
             return tensor::encode_ints(&shape, &[tensor.dims.len()], &tensor.dims).ok();
         }
         node.op_type = Some("Constant".to_owned());

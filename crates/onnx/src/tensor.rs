@@ -298,10 +298,14 @@ pub(crate) fn fill(dims: &[usize], value: &TensorProto) -> Option<TensorProto> {
     })
 }
 
-/// Whether all elements are those of `value`, a tensor of one.
-pub(crate) fn is_filled(tensor: &TensorProto, value: &TensorProto) -> bool {
-    let (Some(all), Some(one)) = (raw(tensor), raw(value)) else { return false };
-    tensor.data_type == value.data_type && !one.is_empty() && all.chunks(one.len()).all(|element| element == &*one)
+/// The one element that a tensor repeats; `None` when elements differ, or are no whole bytes.
+pub(crate) fn repeated(tensor: &TensorProto) -> Option<TensorProto> {
+    let bits = element_bits(data_type(tensor)).filter(|bits| bits.is_multiple_of(8))?;
+    let all = raw(tensor)?;
+    let one = all.get(..bits / 8)?;
+    let value =
+        || TensorProto { dims: vec![1], data_type: tensor.data_type, raw_data: Some(one.to_vec().into()), ..TensorProto::default() };
+    all.chunks(one.len()).all(|element| element == one).then(value)
 }
 
 /// A tensor of floats in the storage type of `like` (FLOAT when that is not a float type), as `raw_data`.

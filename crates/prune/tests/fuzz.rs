@@ -1,5 +1,6 @@
-//! A deterministic fuzz run over small models: bit flips, truncations, splices and edited lengths, thousands in seconds. The same
-//! targets run under libFuzzer from the folder `fuzz/`.
+//! A deterministic fuzz run over small models: bit flips, truncations, splices and edited lengths, thousands in seconds.
+//! `PLEACH_FUZZ_CASES` and `PLEACH_FUZZ_SEED` make it longer or another one. The same targets run under libFuzzer from the folder
+//! `fuzz/`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, which clippy does not know for tests
 
@@ -131,6 +132,11 @@ fn mutant(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+/// A number from the environment, or the usual one.
+fn setting(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().map_or(usual, |value| value.parse().expect("a number"))
+}
+
 /// Most memory that this process ever had resident, where the system tells.
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -144,8 +150,8 @@ fn mutants_are_refused_or_keep_every_promise_in_bounded_memory() {
     assert!(corpus.iter().all(|bytes| targets::decode(bytes)));
     assert!(targets::groups(&corpus[0]), "the corpus reaches the group finder");
     let before = peak_bytes();
-    let (mut random, mut decoded, mut grouped) = (Random(42), 0, 0);
-    for case in 0..12_000 {
+    let (mut random, mut decoded, mut grouped) = (Random(setting("PLEACH_FUZZ_SEED", 42)), 0, 0);
+    for case in 0..setting("PLEACH_FUZZ_CASES", 12_000) {
         let bytes = mutant(&mut random, &corpus);
         if targets::decode(&bytes) {
             decoded += 1;
