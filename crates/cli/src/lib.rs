@@ -8,6 +8,7 @@ pub mod client;
 pub mod commands;
 pub mod error;
 pub mod inspect;
+mod model_file;
 pub mod prune;
 pub mod table;
 

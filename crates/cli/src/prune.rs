@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
+use pleach_onnx::OnnxError;
 use pleach_prune::{Analysis, Atlas, AtlasPlan, Options, Outcome, PruneError, Report, Shortfall, Target, analyse};
 
 use crate::args::{Prune, PruneOutput};
+use crate::model_file;
 use cache::Cache;
 use machine::Machine;
 
@@ -49,6 +51,12 @@ pub fn prune(args: &Prune, watch: &Watch) -> anyhow::Result<()> {
         files::check_writable(file)?;
     }
     let model = files::read(&args.model, MAX_FILE_BYTES).context("cannot read the model")?;
+    // Weights that lie beside the model become part of it; what is no model the engine refuses in its own words.
+    let model = match model_file::decode(&args.model, model.clone().into()) {
+        Ok(whole) if whole.is_changed() => whole.encode(),
+        Err(error @ OnnxError::ExternalData { .. }) => return Err(error).context("cannot read the model"),
+        Ok(_) | Err(_) => model,
+    };
     let (calibration, calibration_digest) = dataset(&args.calibration).context("calibration data")?;
     let machine = Machine::new(args.onnxruntime.clone(), args.threads)?;
     let cache = Cache::open(args.no_cache, args.cache.as_deref());
