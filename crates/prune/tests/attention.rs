@@ -9,10 +9,10 @@ use pleach_domain::{Element, Tensor};
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
 use pleach_onnx::proto::{AttributeProto, NodeProto, TensorProto};
-use pleach_onnx::{AxisLength, Model, Shapes, ValueInfo};
+use pleach_onnx::{AxisLength, Limits, Model, Shapes, ValueInfo};
 use pleach_prune::coupling::{Block, Coupling, Group, Rotation, measure_shapes};
 use pleach_prune::progress::Silent;
-use pleach_prune::{proof, surgery};
+use pleach_prune::{fold, proof, surgery};
 
 const WIDTH: usize = 12;
 const HEADS: usize = 3;
@@ -583,4 +583,97 @@ fn bytes_tensor(name: &str, dims: &[usize], element_type: i32, bytes: Vec<u8>) -
         raw_data: Some(bytes.into()),
         ..TensorProto::default()
     }
+}
+#[test]
+fn a_fused_projection_is_cut_by_its_split_and_a_causal_mask_passes() {
+    let mut layers = Layers::new();
+    let qkv = layers.linear("x", WIDTH, 3 * WIDTH);
+    let sizes = layers.graph.ints("sizes", &[3], &[WIDTH as i64; 3]);
+    let outputs: Vec<String> = ["q", "k", "v"].map(str::to_owned).to_vec();
+    let split = node("Split", "split", &[&qkv, &sizes], "q", vec![attribute("axis", 2i64)]);
+    layers.graph.push(NodeProto { output: outputs, ..split });
+    let [q, k, v] = ["q", "k", "v"].map(|x| layers.split_heads(x, HEADS, DIM));
+    let k = layers.transpose(&k, &[0, 1, 3, 2]);
+    let scores = layers.op("MatMul", &[&q, &k], vec![]);
+    let mask: Vec<f32> = (0..POSITIONS * POSITIONS).map(|i| if i % POSITIONS > i / POSITIONS { -1e4 } else { 0.0 }).collect();
+    let mask = layers.graph.floats("causal", &[POSITIONS, POSITIONS], &mask);
+    let scores = layers.op("Add", &[&scores, &mask], vec![]);
+    let weights = layers.op("Softmax", &[&scores], vec![attribute("axis", -1i64)]);
+    let mixed = layers.op("MatMul", &[&weights, &v], vec![]);
+    let joined = layers.join_heads(&mixed, WIDTH);
+    let y = layers.linear(&joined, WIDTH, WIDTH);
+    let case = layers.end(&y);
+    let mut found = case.found();
+    found.sort_unstable();
+    assert_eq!(found, [(3, '-'), (4, 'b'), (4, 'l')], "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
+fn heads_that_share_keys_go_evenly_and_keys_go_with_their_heads() {
+    // Four query heads on two key heads, repeated by Expand as exporters do.
+    let mut layers = Layers::new();
+    let q = layers.linear("x", WIDTH, 4 * DIM);
+    let [k, v] = [(); 2].map(|()| layers.linear("x", WIDTH, 2 * DIM));
+    let q = layers.split_heads(&q, 4, DIM);
+    let [k, v] = [k, v].map(|x| {
+        let x = layers.split_heads(&x, 2, DIM);
+        let axis = {
+            let name = layers.graph.free_name("axis");
+            layers.graph.ints(&name, &[1], &[2])
+        };
+        let x = layers.op("Unsqueeze", &[&x, &axis], vec![]);
+        let size = {
+            let name = layers.graph.free_name("size");
+            layers.graph.ints(&name, &[5], &[1, 1, 2, 1, 1])
+        };
+        let x = layers.op("Expand", &[&x, &size], vec![]);
+        layers.reshape(&x, &[-1, 4, POSITIONS as i64, DIM as i64])
+    });
+    let mixed = layers.attend(&q, &k, &v);
+    let joined = layers.join_heads(&mixed, 4 * DIM);
+    let y = layers.linear(&joined, 4 * DIM, WIDTH);
+    let case = layers.end(&y);
+    assert!(case.found().contains(&(4, 'b')) && case.found().contains(&(4, 'l')), "{:?}\n{}", case.found(), case.reasons());
+    case.prove();
+}
+
+fn fixture(name: &str, inputs: &[(&str, usize)]) -> Case {
+    let path = format!("{}/../../tests/fixtures/{name}/model.onnx", env!("CARGO_MANIFEST_DIR"));
+    let examples = inputs.iter().map(|&(input, length)| (input.to_owned(), vec![length])).collect();
+    let model = Model::decode(&std::fs::read(path).unwrap(), &Limits::default()).unwrap();
+    Case::with(fold::prepare(&model, &runtime(), &examples).unwrap(), &examples)
+}
+
+/// Sizes of the groups with how often each was found.
+fn tally(case: &Case) -> BTreeMap<(usize, char), usize> {
+    let mut tally = BTreeMap::new();
+    for found in case.found() {
+        *tally.entry(found).or_default() += 1;
+    }
+    tally
+}
+
+#[test]
+fn the_taggers_layers_have_heads_dims_and_a_hidden_width_each() {
+    let case = fixture("conll-bert", &[("input_ids", 16), ("attention_mask", 16)]);
+    assert_eq!(tally(&case), BTreeMap::from([((4, '-'), 4), ((32, 'b'), 4), ((32, 'l'), 4), ((512, '-'), 4)]), "{}", case.reasons());
+    assert!(case.prunable() >= 0.95, "{}", case.prunable());
+    case.prove();
+}
+
+#[test]
+fn the_classifiers_layers_have_heads_dims_and_a_hidden_width_each() {
+    let case = fixture("spam-bert", &[("input_ids", 12), ("attention_mask", 12)]);
+    assert_eq!(tally(&case), BTreeMap::from([((4, '-'), 3), ((32, 'b'), 3), ((32, 'l'), 3), ((512, '-'), 3)]), "{}", case.reasons());
+    assert!(case.prunable() >= 0.95, "{}", case.prunable());
+    case.prove();
+}
+
+#[test]
+fn the_decoders_fused_projections_have_heads_dims_and_a_hidden_width_each() {
+    let case = fixture("austen-gpt", &[("input_ids", 16)]);
+    assert_eq!(tally(&case), BTreeMap::from([((4, '-'), 4), ((32, 'b'), 4), ((32, 'l'), 4), ((512, '-'), 4)]), "{}", case.reasons());
+    assert!(case.prunable() >= 0.95, "{}", case.prunable());
+    case.prove();
 }
