@@ -267,6 +267,16 @@ pub(crate) struct Indices {
     pub(crate) groups: Vec<(GroupId, Units)>,
 }
 
+/// An attention operator's scale, which the length of an axis gives unless it is written down.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scale {
+    pub(crate) node: NodeId,
+    /// The scale of the dense graph.
+    pub(crate) value: f32,
+    /// Groups that narrow the axis, with the places of their units on it.
+    pub(crate) groups: Vec<(GroupId, Units)>,
+}
+
 /// Channels that are never removed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frozen {
@@ -287,8 +297,8 @@ pub struct Coupling {
     pub frozen: Vec<Frozen>,
     /// Numbers in the graph that count channels.
     pub(crate) counts: Vec<Count>,
-    /// Attention operators whose scale is given by the length of an axis: the scale of the dense graph and the groups on that axis.
-    pub(crate) scales: Vec<(NodeId, f32, Vec<(GroupId, Units)>)>,
+    /// Scales of attention operators.
+    pub(crate) scales: Vec<Scale>,
     /// Constants whose values are indices of an axis.
     pub(crate) indices: Vec<Indices>,
 }

@@ -79,9 +79,9 @@ pub fn prune(model: &Model, coupling: &Coupling, shapes: &Shapes, keep: &Keep) -
         patch.set_axis_length(tensor, *axis, dense.at(1).saturating_sub(removed.len()));
     }
     recount(&mut patch, model, coupling, &cut)?;
-    for (node, scale, groups) in &coupling.scales {
-        if !removed_on(&cut, groups.iter().map(|(id, units)| (*id, units))).is_empty() {
-            patch.set_attribute(*node, attribute("scale", *scale));
+    for scale in &coupling.scales {
+        if !removed_on(&cut, scale.groups.iter().map(|(id, units)| (*id, units))).is_empty() {
+            patch.set_attribute(scale.node, attribute("scale", scale.value));
         }
     }
     Ok(model.apply(&patch)?)

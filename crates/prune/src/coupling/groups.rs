@@ -7,7 +7,8 @@ use pleach_onnx::NodeId;
 use super::axes::{AtomId, Atoms, Axis};
 use super::rules::{Mask, SPATIAL, Trace};
 use super::{
-    Consumer, Contraction, Count, Coupling, Frozen, Group, GroupId, Indices, Member, Producer, Rotation, TensorAxis, Units, Zeros, rotation,
+    Consumer, Contraction, Count, Coupling, Frozen, Group, GroupId, Indices, Member, Producer, Rotation, Scale, TensorAxis, Units, Zeros,
+    rotation,
 };
 
 /// Most reasons told for one frozen part.
@@ -175,7 +176,7 @@ fn fill(trace: &Trace<'_>, parts: &Parts, ids: &HashMap<usize, GroupId>, couplin
         let groups = on(&counted.axis);
         coupling.counts.push(Count { node: counted.node, place: counted.place, index: counted.index, dense: counted.dense, groups });
     }
-    coupling.scales = trace.scales.iter().map(|scale| (scale.node, scale.value, on(&scale.axis))).collect();
+    coupling.scales = trace.scales.iter().map(|scale| Scale { node: scale.node, value: scale.value, groups: on(&scale.axis) }).collect();
     let indices =
         |(constant, axis): &(String, Axis)| Indices { constant: constant.clone(), length: trace.atoms.axis_length(axis), groups: on(axis) };
     coupling.indices = trace.indices.iter().map(indices).collect();

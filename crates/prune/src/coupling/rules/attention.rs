@@ -214,7 +214,7 @@ impl<'a> Trace<'a> {
         heads: usize,
     ) -> Option<(Axis, Axis)> {
         let shared = self.atoms.axis_length(&k.heads);
-        if shared == 0 || heads % shared != 0 {
+        if shared == 0 || !heads.is_multiple_of(shared) {
             return None;
         }
         let depth = self.atoms.axis_length(q).checked_div(heads)?;
