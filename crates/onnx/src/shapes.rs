@@ -10,8 +10,8 @@ use crate::builder;
 use crate::error::OnnxError;
 use crate::model::{Model, NodeId};
 use crate::patch::Patch;
+use crate::proto::ValueInfoProto;
 use crate::proto::tensor_proto::DataType;
-use crate::proto::{NodeProto, ValueInfoProto};
 use crate::tensor;
 
 /// Length of one axis as a function of the batch: `base + per_row * rows`.
@@ -98,18 +98,13 @@ impl ShapeProbe {
         let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
         let produced = model.nodes().filter(|n| !no_tensor(n.op_type())).flat_map(|n| n.outputs()).map(str::to_owned);
         let tensors: Vec<String> = inputs.into_iter().chain(produced).collect();
-        let mut outputs = Vec::new();
-        for (i, tensor) in tensors.iter().enumerate() {
-            let name = format!("pleach.shape.{i}");
-            patch.append_node(NodeProto {
-                op_type: Some("Shape".to_owned()),
-                name: Some(name.clone()),
-                input: vec![tensor.clone()],
-                output: vec![name.clone()],
-                ..NodeProto::default()
-            });
-            outputs.push(shape_output(&name));
+        let names: Vec<String> = (0..tensors.len()).map(|i| format!("pleach.shape.{i}")).collect();
+        // The runtime runs the last of the nodes that nobody reads first. Backwards, each shape is read as soon as its tensor is
+        // there, and the tensor is freed; forwards, all tensors of the model are alive at the end.
+        for (tensor, name) in tensors.iter().zip(&names).rev() {
+            patch.append_node(builder::node("Shape", name, &[tensor], name, vec![]));
         }
+        let outputs = names.iter().map(|name| shape_output(name)).collect();
         patch.set_outputs(outputs);
         Ok(Self { model: model.apply(&patch)?, tensors, known })
     }
