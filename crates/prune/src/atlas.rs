@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::analysis::Analysis;
 use crate::error::PruneError;
-use crate::levels::{Site, drop_dominated};
+use crate::levels::{Site, drop_dominated, drop_hopeless};
 use crate::progress::Stage;
 use crate::solve::{Choice, Cost, Levels, Problem, Term};
 
@@ -165,6 +165,7 @@ impl Atlas {
         let slower = means / least;
         problem.time = scaled(&problem.time, factor * slower, constant * slower);
         let mut sites = grid.sites;
+        drop_hopeless(&mut problem, &mut sites);
         drop_dominated(&mut problem, &mut sites);
         Ok((problem, sites))
     }

@@ -154,6 +154,23 @@ pub(crate) fn drop_dominated(problem: &mut Problem, sites: &mut [Site]) {
     }
 }
 
+/// Drops constants that lose more than the worst of the other levels does anywhere: what they replace is no branch, but the network.
+pub(crate) fn drop_hopeless(problem: &mut Problem, sites: &mut [Site]) {
+    let losses = |index: usize, site: &Site| -> Vec<(Level, f64)> {
+        site.levels.iter().copied().zip(problem.sites[index].losses.iter().copied()).collect()
+    };
+    let all: Vec<Vec<(Level, f64)>> = sites.iter().enumerate().map(|(i, s)| losses(i, s)).collect();
+    let worst = all.iter().flatten().filter(|(l, _)| *l != Level::Flat).fold(0.0f64, |m, (_, loss)| m.max(*loss));
+    for (index, (site, found)) in sites.iter_mut().zip(all).enumerate() {
+        let hopeless = |(level, loss): &(Level, f64)| *level == Level::Flat && *loss > worst;
+        let keep: Vec<usize> = (0..found.len()).filter(|&l| !hopeless(&found[l])).collect();
+        if keep.len() < found.len() {
+            site.levels = keep.iter().map(|&l| site.levels[l]).collect();
+            restrict(problem, index, &keep);
+        }
+    }
+}
+
 /// Leaves a site only the levels `keep`.
 fn restrict(problem: &mut Problem, site: usize, keep: &[usize]) {
     let counts: Vec<usize> = problem.sites.iter().map(|s| s.losses.len()).collect();

@@ -176,7 +176,9 @@ impl Run<'_> {
         if !candidates.is_empty() {
             return Ok((self.best(candidates, budget)?, None));
         }
-        let (fastest, smallest) = (problem.least(&problem.time), problem.least(&problem.size));
+        // A network of constants is fast, and no point that anyone would want.
+        let narrowest = self.sites.iter().map(|s| s.levels.iter().position(|&l| l != Level::Flat).unwrap_or(0)).collect();
+        let (fastest, smallest) = (problem.least(&problem.time, &narrowest), problem.least(&problem.size, &narrowest));
         let fastest_us = problem.cost(&problem.time, &fastest);
         if fastest_us > budget.time {
             return Ok((fastest, Some(Shortfall::Latency { budget_us: budget.time, fastest_us })));

@@ -95,12 +95,13 @@ impl Problem {
     }
 
     /// The choice nearest to a budget that nothing keeps: the least time (or, when time fits, the least size).
-    pub(crate) fn least(&self, cost: &Cost) -> Choice {
-        let mut choice: Choice = vec![0; self.sites.len()];
+    /// No site goes below its level in `lowest`.
+    pub(crate) fn least(&self, cost: &Cost, lowest: &Choice) -> Choice {
+        let mut choice = lowest.clone();
         // Narrower is not always faster: descend from the narrowest until no single change helps.
         loop {
             let now = self.cost(cost, &choice);
-            let Some(better) = self.neighbours(&choice).find(|c| self.cost(cost, c) < now) else { return choice };
+            let Some(better) = self.neighbours(&choice, lowest).find(|c| self.cost(cost, c) < now) else { return choice };
             choice = better;
         }
     }
@@ -146,9 +147,9 @@ impl Problem {
         best.map(|(_, c)| c)
     }
 
-    fn neighbours<'a>(&'a self, choice: &'a Choice) -> impl Iterator<Item = Choice> + 'a {
+    fn neighbours<'a>(&'a self, choice: &'a Choice, lowest: &'a Choice) -> impl Iterator<Item = Choice> + 'a {
         (0..self.sites.len()).flat_map(move |g| {
-            (0..self.sites[g].losses.len()).filter(move |&l| l != choice[g]).map(move |l| {
+            (lowest[g]..self.sites[g].losses.len()).filter(move |&l| l != choice[g]).map(move |l| {
                 let mut next = choice.clone();
                 next[g] = l;
                 next
@@ -376,7 +377,7 @@ mod tests {
     fn impossible_budget_has_no_choice_but_a_nearest() {
         let p = chain(4, 4, 1);
         assert_eq!(p.solve(Budget { time: 0.5, size: f64::INFINITY }, plain()), None);
-        let least = p.least(&p.time);
+        let least = p.least(&p.time, &vec![0; 4]);
         assert!(p.solve(Budget { time: p.cost(&p.time, &least), size: f64::INFINITY }, plain()).is_some());
     }
 
