@@ -77,7 +77,11 @@ pub fn prune(args: &Prune, watch: &Watch) -> anyhow::Result<()> {
         goal: args.target,
         ..Target::default()
     };
-    let outcome = pleach_prune::prune(&analysis, &atlas, &target, &calibration, &validation, &machine, watch)?;
+    let mut outcome = pleach_prune::prune(&analysis, &atlas, &target, &calibration, &validation, &machine, watch)?;
+    let (Outcome::Made { report, .. } | Outcome::Rejected { report, .. }) = &mut outcome;
+    for (&stage, seconds) in analysis.seconds() {
+        *report.seconds.entry(stage).or_default() += seconds;
+    }
     watch.finish();
     work.deliver(outcome, begun.elapsed())
 }
