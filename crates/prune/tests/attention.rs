@@ -677,3 +677,117 @@ fn the_decoders_fused_projections_have_heads_dims_and_a_hidden_width_each() {
     assert!(case.prunable() >= 0.95, "{}", case.prunable());
     case.prove();
 }
+
+#[test]
+fn group_query_attention_loses_heads_and_keeps_their_dims() {
+    let mut layers = Layers::new();
+    layers.graph.input("lengths", ElementKind::Int32, &[Dim::Free("batch".to_owned())]);
+    let total = TensorProto { dims: vec![], ..bytes_tensor("total", &[], 6, 5i32.to_le_bytes().to_vec()) };
+    let total = layers.graph.tensor(total);
+    let q = layers.linear("x", WIDTH, 4 * 8);
+    let [k, v] = [(); 2].map(|()| layers.linear("x", WIDTH, 2 * 8));
+    let attributes = vec![attribute("num_heads", 4i64), attribute("kv_num_heads", 2i64)];
+    let proto = node("GroupQueryAttention", "mixed", &[&q, &k, &v, "", "", "lengths", &total], "mixed", attributes);
+    let outputs = ["mixed", "present_k", "present_v"].map(str::to_owned).to_vec();
+    layers.graph.push(NodeProto { domain: Some("com.microsoft".to_owned()), output: outputs, ..proto });
+    let y = layers.linear("mixed", 4 * 8, WIDTH);
+    let case = layers.end(&y);
+    assert_eq!(sorted(&case), [(2, '-'), (2, '-')], "{}", case.reasons());
+    assert!(case.reasons().contains("takes heads of multiples of 8 dims alone"), "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
+fn rotations_by_halves_as_exporters_write_them_stay_exact() {
+    let mut layers = Layers::new();
+    let [q, k, v] = [(); 3].map(|()| layers.linear("x", WIDTH, WIDTH));
+    let [q, k, v] = [q, k, v].map(|x| layers.split_heads(&x, HEADS, DIM));
+    let tables = ["cos", "sin"].map(|name| {
+        let half = layers.noise.floats(POSITIONS * DIM / 2, 1.0);
+        let values: Vec<f32> = half.chunks(DIM / 2).flat_map(|row| [row, row].concat()).collect();
+        layers.graph.floats(name, &[1, 1, POSITIONS, DIM], &values)
+    });
+    let [q, k] = [q, k].map(|x| {
+        let [first, second] = [(0, 2), (2, i64::MAX)].map(|(start, end)| {
+            let bounds = [start, end, 3].map(|value| {
+                let name = layers.graph.free_name("bound");
+                layers.graph.ints(&name, &[1], &[value])
+            });
+            layers.op("Slice", &[&x, &bounds[0], &bounds[1], &bounds[2]], vec![])
+        });
+        let second = layers.op("Neg", &[&second], vec![]);
+        let turned = layers.op("Concat", &[&second, &first], vec![attribute("axis", -1i64)]);
+        let (near, far) = (layers.op("Mul", &[&x, &tables[0]], vec![]), layers.op("Mul", &[&turned, &tables[1]], vec![]));
+        layers.op("Add", &[&near, &far], vec![])
+    });
+    let mixed = layers.attend(&q, &k, &v);
+    let joined = layers.join_heads(&mixed, WIDTH);
+    let y = layers.linear(&joined, WIDTH, WIDTH);
+    let case = layers.end(&y);
+    // The dims of queries and keys go in pairs, each with its columns of the tables.
+    assert_eq!(sorted(&case), [(2, '-'), (3, '-'), (4, 'l')], "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
+fn three_in_one_reshape_keeps_its_three() {
+    let mut layers = Layers::new();
+    let qkv = layers.linear("x", WIDTH, 3 * WIDTH);
+    let qkv = layers.reshape(&qkv, &[0, 0, 3, HEADS as i64, DIM as i64]);
+    let qkv = layers.transpose(&qkv, &[2, 0, 3, 1, 4]);
+    let [q, k, v] = [0, 1, 2].map(|i| {
+        let name = layers.graph.free_name("which");
+        let which = layers.graph.ints(&name, &[], &[i]);
+        layers.op("Gather", &[&qkv, &which], vec![attribute("axis", 0i64)])
+    });
+    let mixed = layers.attend(&q, &k, &v);
+    let joined = layers.join_heads(&mixed, WIDTH);
+    let y = layers.linear(&joined, WIDTH, WIDTH);
+    let case = layers.end(&y);
+    assert_eq!(sorted(&case), [(3, '-'), (4, '-')], "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
+fn a_scale_computed_from_the_shape_stays_that_of_the_dense_graph() {
+    let mut layers = Layers::new();
+    let [q, k, v] = [(); 3].map(|()| layers.linear("x", WIDTH, WIDTH));
+    let [q, k, v] = [q, k, v].map(|x| layers.split_heads(&x, HEADS, DIM));
+    let shape = layers.op("Shape", &[&q], vec![]);
+    let last = layers.graph.ints("last", &[], &[3]);
+    let length = layers.op("Gather", &[&shape, &last], vec![]);
+    let length = layers.op("Cast", &[&length], vec![attribute("to", 1i64)]);
+    let root = layers.op("Sqrt", &[&length], vec![]);
+    let k = layers.transpose(&k, &[0, 1, 3, 2]);
+    let scores = layers.op("MatMul", &[&q, &k], vec![]);
+    let scores = layers.op("Div", &[&scores, &root], vec![]);
+    let weights = layers.op("Softmax", &[&scores], vec![attribute("axis", -1i64)]);
+    let mixed = layers.op("MatMul", &[&weights, &v], vec![]);
+    let joined = layers.join_heads(&mixed, WIDTH);
+    let y = layers.linear(&joined, WIDTH, WIDTH);
+    let raw = layers.end(&y);
+    raw.prove();
+    let case = Case::new(fold::prepare(&raw.model, &runtime(), &BTreeMap::new()).unwrap());
+    assert_eq!(sorted(&case), [(3, '-'), (4, 'b'), (4, 'l')], "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
+fn rows_in_two_axes_as_tensorflow_writes_them() {
+    // Dense layers on [batch * positions, width], heads from there.
+    let mut layers = Layers::new();
+    let rows = layers.reshape("x", &[-1, WIDTH as i64]);
+    let [q, k, v] = [(); 3].map(|()| layers.linear(&rows, WIDTH, WIDTH));
+    let [q, k, v] = [q, k, v].map(|x| {
+        let x = layers.reshape(&x, &[-1, POSITIONS as i64, HEADS as i64, DIM as i64]);
+        layers.transpose(&x, &[0, 2, 1, 3])
+    });
+    let mixed = layers.attend(&q, &k, &v);
+    let mixed = layers.transpose(&mixed, &[0, 2, 1, 3]);
+    let joined = layers.reshape(&mixed, &[-1, WIDTH as i64]);
+    let y = layers.linear(&joined, WIDTH, WIDTH);
+    let y = layers.reshape(&y, &[-1, POSITIONS as i64, WIDTH as i64]);
+    let case = layers.end(&y);
+    assert_eq!(sorted(&case), [(3, '-'), (4, 'b'), (4, 'l')], "{}", case.reasons());
+    case.prove();
+}

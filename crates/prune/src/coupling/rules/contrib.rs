@@ -134,7 +134,7 @@ impl<'a> Trace<'a> {
         self.set(node, vec![q.first()?.clone(), q.get(1)?.clone(), result])
     }
 
-    /// com.microsoft GroupQueryAttention. Its caches and rotations keep the dims of heads as they are; query heads may go evenly.
+    /// com.microsoft GroupQueryAttention: query heads go evenly, and keys with all of theirs.
     fn group_query_attention(&mut self, node: Node<'a>) -> Option<()> {
         if (9..16).any(|i| node.input(i).is_some()) || node.int("qk_output").unwrap_or(0) != 0 {
             return None;
@@ -145,9 +145,7 @@ impl<'a> Trace<'a> {
         let (keys, values) = (self.heads(k.get(2)?, shared), self.heads(v.get(2)?, shared));
         let (keys, values) = (keys?, values?);
         self.atoms.unify(&keys.dim, &values.dim, &place(node));
-        if node.int("do_rotary").unwrap_or(0) != 0 {
-            self.atoms.freeze(&keys.dim, &format!("{} rotates it by position", place(node)));
-        }
+        self.atoms.freeze(&keys.dim, &format!("{} takes heads of multiples of 8 dims alone", place(node)));
         let (result, all) = self.attend(node, vec![Mask::Input { node: node.id, input: 0, axis: 2 }], q.get(2)?, &keys, &values, heads)?;
         for (input, own) in [(3, &keys), (4, &values)] {
             if let Some(past) = node.input(input) {
