@@ -17,6 +17,7 @@ use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute};
 use pleach_onnx::{Limits, Model, Shapes, statistics};
 use pleach_prune::coupling::{Coupling, GroupId, Keep, measure_shapes};
+use pleach_prune::fold::prepare;
 use pleach_prune::proof::{self, Subject};
 use pleach_prune::surgery;
 use pleach_prune::{Silent, fold};
@@ -86,6 +87,16 @@ impl Case {
             assert_eq!(shapes.at(tensor, 2).unwrap(), wanted, "`{tensor}`");
         }
     }
+}
+
+/// Proves a model as it is and as the product prepares it, and that both compute the same.
+fn prove_raw_and_prepared(model: Model) {
+    let prepared = Case::new(prepare(&model, &runtime(), &BTreeMap::new()).unwrap());
+    let raw = Case::new(model);
+    let same = proof::equality(&runtime(), &raw.model, &prepared.model, &raw.inputs()).unwrap();
+    assert!(same <= proof::bar(&raw.model), "preparing: {same:e}\n{:#?}", raw.model.graph().node);
+    raw.prove();
+    prepared.prove();
 }
 
 fn fixture(path: &str) -> Vec<u8> {

@@ -2,10 +2,9 @@
 
 use pleach_onnx::Model;
 use pleach_onnx::builder::{GraphBuilder, attribute, node};
-use pleach_prune::fold;
 use proptest::prelude::*;
 
-use super::{Case, Noise, conv, image};
+use super::{Noise, conv, image, prove_raw_and_prepared};
 
 /// A tensor of a graph under construction, with channels and side length.
 #[derive(Clone)]
@@ -315,8 +314,6 @@ proptest! {
         head in 0u8..16,
         tap in prop::option::weighted(0.2, any::<u8>()),
     ) {
-        let model = graph(&steps, head, tap);
-        Case::new(fold::fold(&model).unwrap()).prove();
-        Case::new(model).prove();
+        prove_raw_and_prepared(graph(&steps, head, tap));
     }
 }

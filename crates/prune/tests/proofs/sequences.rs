@@ -2,10 +2,9 @@
 
 use pleach_onnx::Model;
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
-use pleach_prune::fold;
 use proptest::prelude::*;
 
-use super::{Case, Noise};
+use super::{Noise, prove_raw_and_prepared};
 
 const LENGTH: usize = 5;
 
@@ -203,8 +202,6 @@ proptest! {
     ) {
         let mut sequences = Sequences::new();
         steps.iter().for_each(|&(kind, pick)| sequences.step(kind, pick));
-        let model = sequences.finish(head);
-        Case::new(fold::fold(&model).unwrap()).prove();
-        Case::new(model).prove();
+        prove_raw_and_prepared(sequences.finish(head));
     }
 }
