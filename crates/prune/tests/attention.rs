@@ -1,6 +1,6 @@
 //! Coupling over transformers: attention as exporters write it and as one operator, proved by running.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, which clippy does not know for tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests, which clippy does not know for tests
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
