@@ -11,7 +11,7 @@ use std::time::Duration;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use pleach_domain::runtime::{LoadedModel, Optimization, Runtime, RuntimeError, TimedModel, Timing};
 
 use crate::error::InferenceError;
@@ -92,14 +92,31 @@ impl OrtRuntime {
         vec!["CPUExecutionProvider".to_owned()]
     }
 
+    /// Writes the graph that ONNX Runtime makes of a model at a level of optimisation, which shows what it fused. Files above
+    /// [`Optimization::Extended`] fit this machine alone.
+    ///
+    /// # Errors
+    /// [`InferenceError`] when the model is refused or the file cannot be written.
+    pub fn write_optimized(&self, model: &[u8], optimization: Optimization, path: &Path) -> Result<(), InferenceError> {
+        let builder = self.builder(optimization)?;
+        let mut builder = builder.with_optimized_model_path(path).map_err(InferenceError::ort("naming the optimised file"))?;
+        builder.commit_from_memory(model).map_err(|source| InferenceError::ModelRefused { bytes: model.len(), source })?;
+        Ok(())
+    }
+
     pub(crate) fn session(&self, model: &[u8], optimization: Optimization) -> Result<Session, InferenceError> {
+        let mut builder = self.builder(optimization)?;
+        builder.commit_from_memory(model).map_err(|source| InferenceError::ModelRefused { bytes: model.len(), source })
+    }
+
+    fn builder(&self, optimization: Optimization) -> Result<SessionBuilder, InferenceError> {
         let level = match optimization {
             Optimization::Disabled => GraphOptimizationLevel::Disable,
             Optimization::Basic => GraphOptimizationLevel::Level1,
             Optimization::Extended => GraphOptimizationLevel::Level2,
             Optimization::All => GraphOptimizationLevel::All,
         };
-        let mut builder = Session::builder(&self.environment)
+        Session::builder(&self.environment)
             .map_err(InferenceError::ort("creating session options"))?
             .with_intra_threads(self.threads)
             .map_err(InferenceError::ort("setting the number of threads"))?
@@ -107,8 +124,7 @@ impl OrtRuntime {
             .with_intra_op_spinning(false)
             .map_err(InferenceError::ort("switching spinning off"))?
             .with_optimization_level(level)
-            .map_err(InferenceError::ort("setting the optimisation level"))?;
-        builder.commit_from_memory(model).map_err(|source| InferenceError::ModelRefused { bytes: model.len(), source })
+            .map_err(InferenceError::ort("setting the optimisation level"))
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use pleach_domain::Tensor;
+use pleach_domain::runtime::Optimization;
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
 use pleach_onnx::proto::{AttributeProto, NodeProto};
@@ -570,5 +571,31 @@ fn every_file_of_the_detector_is_prunable() {
     for file in ["model", "model_folded", "model_dynamo", "model_chunk"] {
         let share = prunable(&format!("fm-yolo/{file}.onnx"));
         assert!(share >= 0.95, "{file}: {share}");
+    }
+}
+
+/// Operators of the graph that ONNX Runtime makes of a model, counted.
+fn operators(model: &Model) -> BTreeMap<String, usize> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("optimised.onnx");
+    runtime().write_optimized(&model.encode(), Optimization::Extended, &path).unwrap();
+    let mut operators = BTreeMap::new();
+    for node in Model::decode(&std::fs::read(path).unwrap(), &Limits::default()).unwrap().nodes() {
+        *operators.entry(node.op_type().to_owned()).or_default() += 1;
+    }
+    operators
+}
+
+#[test]
+fn what_the_runtime_fused_it_fuses_after_a_cut() {
+    for (file, fused) in [("fm-resnet", "FusedConv"), ("fm-yolo", "QuickGelu")] {
+        let bytes = std::fs::read(format!("{}/../../tests/fixtures/{file}/model.onnx", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let model = fold::prepare(&Model::decode(&bytes, &Limits::default()).unwrap(), &runtime(), &BTreeMap::new()).unwrap();
+        let shapes = measure_shapes(&model, &runtime(), &BTreeMap::new()).unwrap();
+        let coupling = Coupling::find(&model, &shapes);
+        let pruned = surgery::prune(&model, &coupling, &shapes, &proof::random_keep(&coupling, 50, 3)).unwrap();
+        let before = operators(&model);
+        assert!(before.contains_key(fused), "{before:?}");
+        assert_eq!(operators(&pruned), before, "{file}");
     }
 }

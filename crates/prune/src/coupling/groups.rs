@@ -241,7 +241,8 @@ impl Parts {
                 }
             }
         }
-        let mut numbers: HashMap<(&[(AtomId, usize)], Option<&[&str]>), usize> = HashMap::new();
+        type Kind<'a> = (&'a [(AtomId, usize)], Option<&'a [&'a str]>);
+        let mut numbers: HashMap<Kind<'_>, usize> = HashMap::new();
         let (mut parts, mut places): (Vec<Part>, _) = (vec![], HashMap::new());
         for class in &order {
             let Some(signature) = signatures.get(class) else { continue };

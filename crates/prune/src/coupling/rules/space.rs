@@ -63,7 +63,9 @@ impl<'a> Trace<'a> {
             let out = outs.get_mut(axis)?;
             match (usize::try_from(before), usize::try_from(after)) {
                 (Ok(0), Ok(0)) => (),
-                (Ok(before), Ok(after)) if constant && dims.get(axis) == Some(&(self.atoms.axis_length(out) + before + after)) => {
+                (Ok(before), Ok(after))
+                    if constant && dims.get(axis) == Some(&(self.atoms.axis_length(out).saturating_add(before).saturating_add(after))) =>
+                {
                     let zeros = |atoms: &mut super::Atoms, n| if n == 0 { vec![] } else { atoms.frozen(n, SPATIAL).0 };
                     let (head, tail) = (zeros(&mut self.atoms, before), zeros(&mut self.atoms, after));
                     out.0.splice(0..0, head);
@@ -103,7 +105,7 @@ impl<'a> Trace<'a> {
     /// An axis as a product of two. Where it is one run of channels that no other walk may divide, those that differ only in the
     /// part that `inner` says is kept belong together.
     pub(super) fn factored(&mut self, node: Node<'a>, axis: &Axis, lengths: [usize; 2], inner: bool) -> Option<[Axis; 2]> {
-        if self.atoms.axis_length(axis) != lengths[0] * lengths[1] {
+        if lengths[0].checked_mul(lengths[1]) != Some(self.atoms.axis_length(axis)) {
             return None;
         }
         let both = self.atoms.regroup(std::slice::from_ref(axis), &lengths).or_else(|| {
