@@ -5,7 +5,7 @@
 //! written as the fused nodes of the `com.microsoft` operator set, batch and sequence as free as they were.
 //!
 //! The engine analyses and cuts the folded graph, in which every channel is still visible; rewriting comes last, so that what
-//! is timed and delivered is rewritten. Which rewritings pay is measured: [`choose`]. Results differ by rounding only
+//! is timed and delivered is rewritten. [`choose`] measures which rewritings pay on a machine; the engine itself applies all. Results differ by rounding only
 //! ([`crate::proof::BAR`] of the largest output); the kernels of the runtime's fused operators approximate nothing.
 
 mod attention;
