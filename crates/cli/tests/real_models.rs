@@ -68,17 +68,26 @@ macro_rules! at_least {
 }
 
 at_least! {
-    a_text_classifier_is_prunable: "ocr-classifier", 0.9;
-    a_file_classifier_holds_its_proofs: "magika", 0.0;
-    a_sentence_encoder_is_prunable: "paraphrase-minilm", 0.6;
-    a_resnet_of_keras_is_prunable: "open-nsfw", 0.9;
-    resnet50_is_prunable: "light-resnet50", 0.0;
-    vgg19_is_prunable: "light-vgg19", 0.0;
-    densenet121_is_prunable: "light-densenet121", 0.0;
-    inception_v1_is_prunable: "light-inception-v1", 0.0;
-    inception_v2_is_prunable: "light-inception-v2", 0.0;
-    shufflenet_is_prunable: "light-shufflenet", 0.0;
-    squeezenet_is_prunable: "light-squeezenet", 0.0;
-    alexnet_is_prunable: "light-alexnet", 0.0;
-    a_recurrent_voice_detector_holds_its_proofs: "silero-vad-16k", 0.0;
+    a_text_detector_is_prunable: "ocr-detector", 0.99;
+    a_text_recogniser_is_prunable: "ocr-recogniser", 0.99;
+    a_text_classifier_is_prunable: "ocr-classifier", 0.99;
+    a_file_classifier_is_prunable: "magika", 0.99;
+    a_sentence_encoder_is_prunable: "paraphrase-minilm", 0.99;
+    a_resnet_of_tensorflow_is_prunable: "open-nsfw", 0.99;
+    resnet50_is_prunable: "light-resnet50", 0.99;
+    vgg19_is_prunable: "light-vgg19", 0.99;
+    densenet121_is_prunable: "light-densenet121", 0.99;
+    inception_v1_is_prunable: "light-inception-v1", 0.9;
+    inception_v2_is_prunable: "light-inception-v2", 0.99;
+    half_of_shufflenet_is_prunable: "light-shufflenet", 0.5;
+    squeezenet_is_prunable: "light-squeezenet", 0.99;
+    half_of_alexnet_is_prunable: "light-alexnet", 0.5;
+    half_of_a_recurrent_voice_detector_is_prunable: "silero-vad-16k", 0.5;
+}
+
+#[test]
+fn a_voice_detector_behind_a_branch_is_frozen_and_says_so() {
+    if let Some(inspection) = prove("silero-vad") {
+        assert!(inspection.frozen.iter().any(|f| f.reason.contains("(If)")), "{:?}", inspection.frozen);
+    }
 }

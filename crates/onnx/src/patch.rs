@@ -14,6 +14,9 @@ use crate::proto::type_proto::Value as TypeValue;
 use crate::proto::{AttributeProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::tensor;
 
+/// Ends the names of shapes that patches write for constants given by their shape.
+const SHAPE_SUFFIX: &str = ".pleach.shape";
+
 /// A set of edits to one model.
 #[derive(Clone, Debug, Default)]
 pub struct Patch {
@@ -202,6 +205,7 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
     let initializers = places(&mut graph.initializer.iter().map(|t| t.name().to_owned()));
     let inputs = places(&mut graph.input.iter().map(|i| i.name().to_owned()));
     let nodes = places(&mut graph.node.iter().map(|n| n.output.first().cloned().unwrap_or_default()));
+    let mut orphans: HashSet<String> = HashSet::new(); // shapes that earlier patches wrote; a runtime refuses constants nobody reads
     for (name, tensor) in &patch.constants {
         let node = nodes.get(name).filter(|&&i| !patch.removes(i)).and_then(|&i| graph.node.get_mut(i));
         if let Some(old) = initializers.get(name).and_then(|&i| graph.initializer.get_mut(i)) {
@@ -211,7 +215,9 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
                 ..tensor.clone()
             };
         } else if let Some(node) = node.filter(|n| matches!(n.op_type(), "Constant" | "ConstantOfShape")) {
+            let read = node.input.first().cloned().filter(|name| name.ends_with(SHAPE_SUFFIX));
             let shape = set_node(node, tensor);
+            orphans.extend(read.filter(|_| node.input.is_empty()));
             // A shape that an earlier patch wrote is replaced.
             match shape.as_ref().and_then(|shape| initializers.get(shape.name())).and_then(|&i| graph.initializer.get_mut(i)) {
                 Some(old) => *old = shape.unwrap_or_default(),
@@ -226,6 +232,7 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
             }
         }
     }
+    graph.initializer.retain(|t| !orphans.contains(t.name()));
 }
 
 /// Lets a node give a constant. One that gave its shape alone still does where all elements are the same; the shape it needs is
@@ -233,7 +240,7 @@ fn set_constants(graph: &mut GraphProto, patch: &Patch) {
 fn set_node(node: &mut NodeProto, tensor: &TensorProto) -> Option<TensorProto> {
     if node.op_type() == "ConstantOfShape" {
         if let Some(value) = tensor::repeated(tensor) {
-            let shape = format!("{}.pleach.shape", tensor.name());
+            let shape = format!("{}{SHAPE_SUFFIX}", tensor.name());
             node.input = vec![shape.clone()];
             node.attribute = vec![crate::builder::attribute("value", value)];
             return tensor::encode_ints(&shape, &[tensor.dims.len()], &tensor.dims).ok();
