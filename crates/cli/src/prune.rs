@@ -9,7 +9,7 @@ mod page;
 mod summary;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -178,7 +178,7 @@ fn digest(bytes: &[u8]) -> String {
     ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn dataset(path: &PathBuf) -> anyhow::Result<(Dataset, String)> {
+fn dataset(path: &Path) -> anyhow::Result<(Dataset, String)> {
     let bytes = files::read(path, MAX_FILE_BYTES)?;
     let data = Dataset::parse_npz(&bytes, &DatasetLimits::default()).with_context(|| path.display().to_string())?;
     Ok((data, digest(&bytes)))

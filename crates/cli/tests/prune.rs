@@ -9,7 +9,6 @@ use std::process::{Command, Output};
 use npyz::WriterBuilder;
 use npyz::npz::NpzWriter;
 use npyz::zip::write::FileOptions;
-use pleach_domain::Element;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
 use serde_json::Value;
 
@@ -46,8 +45,7 @@ impl Place {
     fn samples(&self, file: &str, rows: usize, name: &str, labels: Option<&[i64]>, change: impl Fn(&mut Vec<f32>)) -> PathBuf {
         let all = std::fs::read(fixture("fashion-calibration.npz")).unwrap();
         let data = Dataset::parse_npz(&all, &DatasetLimits::default()).unwrap().slice_rows(0, rows).unwrap();
-        let Element::Fp32(values) = data.inputs()["input"].data() else { panic!("the fixture has floats") };
-        let mut values = values.clone();
+        let mut values = data.inputs()["input"].as_fp32().expect("the fixture has floats").to_vec();
         change(&mut values);
         let path = self.path(file);
         let mut npz = NpzWriter::create(&path).unwrap();

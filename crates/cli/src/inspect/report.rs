@@ -166,7 +166,7 @@ impl Inspection {
     /// Tells what was found out about a model, and proves it where `prove` lends a runtime.
     ///
     /// # Errors
-    /// [`InspectError::Proof`] when a proof cannot be made.
+    /// [`InspectError::Prove`] when a proof cannot be made.
     pub fn of(subject: &Subject, prove: Option<&dyn Runtime>) -> Result<Self, InspectError> {
         let (model, shapes, rows) = (&subject.model, &subject.shapes, subject.batch);
         let cost = statistics(model, shapes, rows);

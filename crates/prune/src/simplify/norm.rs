@@ -1,5 +1,5 @@
 //! Normalisations: LayerNormalization and RMSNormalization, as operators or spelled out, become
-//! (Skip[Simplified])LayerNormalization nodes that also add the residual and the bias before it.
+//! LayerNormalization and SkipLayerNormalization (simplified or not) nodes that also add the residual and the bias before it.
 //!
 //! Where nothing is added the node adds its input to itself: norm(2x, 4ε) = norm(x, ε), exactly. ONNX Runtime's kernel of the
 //! fused node is several times faster than that of the plain one.
