@@ -1,7 +1,7 @@
 //! A client's folder of verified metadata: one file a role, named after the role and never after a version.
 //!
 //! The folder is not trusted. Whatever is read from it goes through the same checks as what comes from a repository; only
-//! `root.json`, which [`Cache::begin`] puts there, is an anchor.
+//! `root.json`, which [`crate::client::begin`] puts there, is an anchor.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
