@@ -143,7 +143,7 @@ async fn bad_datasets_are_refused_in_words_and_leave_no_row() {
     nan[1_000] = f32::NAN;
     let cases = [
         (b"no archive".to_vec(), "expected an .npz archive"),
-        (npz(&[("input", &[2, 1, 28, 28], &image)], &[0]), "1 labels: expected 2"),
+        (npz(&[("input", &[2, 1, 28, 28], &image)], &[0]), "1 rows of targets: expected 2"),
         (npz(&[("input", &[2, 28, 28], &image)], &[0, 1]), "shape [2, 28, 28]: expected [rows, 1, 28, 28]"),
         (npz(&[("picture", &[2, 1, 28, 28], &image)], &[0, 1]), r#"dataset array "input": missing"#),
         (npz(&[("input", &[2, 1, 28, 28], &nan)], &[0, 1]), "NaN or infinity in row 1"),
