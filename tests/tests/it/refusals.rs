@@ -4,6 +4,7 @@ use std::path::Path;
 
 use pleach_cli::error::ClientError;
 use pleach_domain::Tensor;
+use pleach_onnx::proto::OperatorSetIdProto;
 use pleach_proto::rest::{NewModel, Problem};
 use prost::Message;
 
@@ -39,7 +40,8 @@ async fn bad_models_and_data_are_refused_in_words() {
     assert!(problem.detail.contains("truncated"), "{problem:?}");
 
     let mut alien = pleach_onnx::proto::ModelProto::decode(&onnx[..]).unwrap();
-    alien.opset_import[0].domain = Some("org.example.alien".into());
+    alien.opset_import.push(OperatorSetIdProto { domain: Some("org.example.alien".into()), version: Some(1) });
+    alien.graph.as_mut().unwrap().node[0].domain = Some("org.example.alien".into());
     let problem = refused(&cluster, &file("alien.onnx", &alien.encode_to_vec()), &good.calibration, &good.validation).await;
     assert_eq!(problem.code, "model-operator-set", "{problem:?}");
     assert!(problem.detail.contains("org.example.alien"), "{problem:?}");
