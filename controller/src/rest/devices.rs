@@ -4,7 +4,7 @@ use axum::Extension;
 use axum::extract::State;
 use pleach_domain::DeviceId;
 use pleach_proto::rest::{DeviceView, List};
-use pleach_store::{Page, audit, devices};
+use pleach_store::{Page, Session, audit, devices};
 
 use super::auth::Actor;
 use super::extract::Path;
@@ -36,12 +36,8 @@ pub(super) async fn revoke(
     let id: DeviceId = id.parse()?;
     let at_ms = random::now_ms();
     let mut session = controller.store.write().await?;
-    if devices::revoke(&mut session, &id, at_ms).await? {
-        let entry = audit::Entry { actor: &actor, action: "device.revoke", subject: id.as_str(), before: None, after: None };
-        audit::append(&mut session, &entry, at_ms).await?;
-    }
-    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
-    session.commit().await?;
+    let done = devices::revoke(&mut session, &id, at_ms).await?;
+    let device = changed(session, &actor, &id, "device.revoke", done.then_some(at_ms)).await?;
     controller.presence.nudge(&id);
     controller.wake.all();
     Ok(axum::Json(view(&controller, device)))
@@ -56,15 +52,22 @@ pub(super) async fn approve(
     let id: DeviceId = id.parse()?;
     let at_ms = random::now_ms();
     let mut session = controller.store.write().await?;
-    if devices::approve(&mut session, &id, at_ms).await? {
-        let entry = audit::Entry { actor: &actor, action: "device.approve", subject: id.as_str(), before: None, after: None };
-        audit::append(&mut session, &entry, at_ms).await?;
-    }
-    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
-    session.commit().await?;
+    let done = devices::approve(&mut session, &id, at_ms).await?;
+    let device = changed(session, &actor, &id, "device.approve", done.then_some(at_ms)).await?;
     controller.presence.forget_boots(&id);
     controller.wake.all();
     Ok(axum::Json(view(&controller, device)))
+}
+
+/// Ends a change of a device's state: audited where it changed anything, at the time given, and committed.
+async fn changed(mut session: Session, actor: &str, id: &DeviceId, action: &str, at_ms: Option<i64>) -> Result<devices::Device, Failure> {
+    if let Some(at_ms) = at_ms {
+        let entry = audit::Entry { actor, action, subject: id.as_str(), before: None, after: None };
+        audit::append(&mut session, &entry, at_ms).await?;
+    }
+    let device = devices::find(&mut session, id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    session.commit().await?;
+    Ok(device)
 }
 
 fn view(controller: &Controller, device: devices::Device) -> DeviceView {
