@@ -8,36 +8,24 @@ use std::io::Read;
 
 use pleach_artifact::manifest::MANIFEST_FORMAT;
 use pleach_artifact::{BundleManifest, KnownAnswer, NamedTensor, PayloadReader, Rung, RungSource, Suite, seal, sha256};
+use pleach_domain::random::SplitMix;
 use pleach_domain::runtime::TensorSpec;
 use pleach_domain::{ElementType, Tensor};
 
-/// SplitMix64 (Steele, Lea, Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % end.max(1) as u64) as usize
-    }
-
-    /// Alters the bytes in one to three places.
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len() + 1);
-            let span = self.below(16).min(bytes.len() - at);
-            match self.below(5) {
-                0 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-                1 => drop(bytes.drain(at..at + span)),
-                2 => drop(bytes.splice(at..at + span, [0xFF; 8])),
-                3 => {
-                    let copy = bytes[at..at + span].to_vec();
-                    bytes.splice(at..at, copy);
-                }
-                _ => bytes.truncate(at.max(bytes.len() / 2)),
+/// Alters the bytes in one to three places.
+fn mutate(random: &mut SplitMix, bytes: &mut Vec<u8>) {
+    for _ in 0..=random.below(3) {
+        let at = random.below(bytes.len() + 1);
+        let span = random.below(16).min(bytes.len() - at);
+        match random.below(5) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 => drop(bytes.drain(at..at + span)),
+            2 => drop(bytes.splice(at..at + span, [0xFF; 8])),
+            3 => {
+                let copy = bytes[at..at + span].to_vec();
+                bytes.splice(at..at, copy);
             }
+            _ => bytes.truncate(at.max(bytes.len() / 2)),
         }
     }
 }
@@ -79,11 +67,11 @@ fn mutants_of_bundles_and_payloads_give_an_error_or_what_holds_its_promises() {
     seal(&mut &*payload, payload.len() as u64, Suite::ChaCha20Poly1305, &mut bundle).unwrap();
     let json = manifest.encode().unwrap();
     assert!(targets::bundle(&bundle) && targets::payload(&payload) && !targets::payload(&json));
-    let mut random = Random(11);
+    let mut random = SplitMix(11);
     let (mut headers, mut payloads) = (0, 0);
     for _ in 0..8_000 {
         let mut bytes = [&bundle, &payload, &json][random.below(3)].clone();
-        random.mutate(&mut bytes);
+        mutate(&mut random, &mut bytes);
         headers += usize::from(targets::bundle(&bytes));
         payloads += usize::from(targets::payload(&bytes));
     }

@@ -12,6 +12,7 @@ pub mod id;
 pub mod metrics;
 pub mod policy;
 pub mod profile;
+pub mod random;
 pub mod runtime;
 pub mod state;
 pub mod tensor;

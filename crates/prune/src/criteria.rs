@@ -1,6 +1,7 @@
 //! Criteria: which channels of a group go first.
 
 use faer::Mat;
+use pleach_domain::random::SplitMix;
 use rayon::prelude::*;
 
 use crate::error::PruneError;
@@ -64,14 +65,7 @@ pub(crate) fn leverage_order(channels: usize, readers: &[Reader<'_>]) -> Result<
 
 /// Channels in an order that has nothing to do with them, the same for the same seed: a control.
 pub(crate) fn random_order(channels: usize, seed: u64) -> Vec<usize> {
-    let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let draw = |_| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        (random >> 11) as f64
-    };
-    rising(&(0..channels).map(draw).collect::<Vec<_>>())
+    SplitMix(seed).shuffled(channels)
 }
 
 fn rising(scores: &[f64]) -> Vec<usize> {

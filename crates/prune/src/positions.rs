@@ -1,5 +1,7 @@
 //! Which places of a layer's output are looked at.
 
+use pleach_domain::random::SplitMix;
+
 use crate::task::Emphasis;
 
 /// Places of which every one's weight is asked for, so that none is drawn where nothing is.
@@ -13,13 +15,13 @@ pub(crate) struct Positions {
     chosen: Vec<usize>,
     /// Of each position, above 0.
     weights: Vec<f32>,
-    random: u64,
+    random: SplitMix,
 }
 
 impl Positions {
     /// No rows yet; the same draws for the same seed.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { starts: vec![0], chosen: Vec::new(), weights: Vec::new(), random: (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) }
+        Self { starts: vec![0], chosen: Vec::new(), weights: Vec::new(), random: SplitMix(seed) }
     }
 
     /// Draws one position in each of `wanted` equal stretches of the places of row `row` that weigh anything.
@@ -29,11 +31,8 @@ impl Positions {
         let places: Vec<usize> = if area <= ASKED { (0..area).filter(|&p| weight(p) > 0.0).collect() } else { (0..area).collect() };
         let wanted = wanted.min(places.len());
         for part in 0..wanted {
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
             let (start, end) = (part * places.len() / wanted, (part + 1) * places.len() / wanted);
-            let place = places[start + (self.random >> 33) as usize % (end - start).max(1)];
+            let place = places[start + self.random.below(end - start)];
             let weight = weight(place);
             if weight > 0.0 {
                 self.chosen.push(place);
@@ -85,7 +84,7 @@ impl Positions {
     pub(crate) fn part(&self, start: usize, end: usize) -> Self {
         let (from, to) = (self.samples_of(start), self.samples_of(end));
         let starts = self.starts.get(start..=end).unwrap_or(&[from]).iter().map(|s| s - from).collect();
-        Self { starts, chosen: self.chosen[from..to].to_vec(), weights: self.weights[from..to].to_vec(), random: self.random }
+        Self { starts, chosen: self.chosen[from..to].to_vec(), weights: self.weights[from..to].to_vec(), random: self.random.clone() }
     }
 }
 

@@ -13,9 +13,9 @@
 //! those that concern cutting on every group, at three widths, and is what every pruning job does before anything is delivered.
 
 mod compare;
-mod random;
 
 use pleach_domain::Tensor;
+use pleach_domain::random::SplitMix;
 use pleach_domain::runtime::{Optimization, Runtime, RuntimeError};
 use pleach_onnx::proto::tensor_proto::DataType;
 use pleach_onnx::{Limits, Model, OnnxError, Shapes};
@@ -26,7 +26,6 @@ use crate::error::PruneError;
 use crate::progress::{Progress, Stage, step};
 use crate::surgery::{self, SurgeryError};
 use compare::{difference, least_scales};
-use random::SplitMix;
 
 /// Largest relative difference at which a proof holds in single precision: rounding in another order of summation stays well
 /// below, a wrong channel far above.

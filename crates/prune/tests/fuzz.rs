@@ -7,29 +7,13 @@
 #[path = "fuzz/targets.rs"]
 mod targets;
 
+use pleach_domain::random::SplitMix;
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
 use pleach_onnx::proto::{FunctionProto, OperatorSetIdProto};
 use pleach_onnx::{Limits, Model};
 
 /// Most bytes by which mutants may raise this process's peak memory.
 const MAX_GROWTH_BYTES: u64 = 192 << 20;
-
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
 
 fn batch(dims: &[usize]) -> Vec<Dim> {
     std::iter::once(Dim::Free("n".to_owned())).chain(dims.iter().map(|&d| Dim::Fixed(d))).collect()
@@ -94,7 +78,7 @@ fn mixture() -> Vec<u8> {
 }
 
 /// One to three changes of one kind each.
-fn mutant(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
+fn mutant(random: &mut SplitMix, corpus: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = corpus[random.below(corpus.len())].clone();
     for _ in 0..=random.below(3) {
         let at = random.below(bytes.len());
@@ -150,7 +134,7 @@ fn mutants_are_refused_or_keep_every_promise_in_bounded_memory() {
     assert!(corpus.iter().all(|bytes| targets::decode(bytes)));
     assert!(targets::groups(&corpus[0]), "the corpus reaches the group finder");
     let before = peak_bytes();
-    let (mut random, mut decoded, mut grouped) = (Random(setting("PLEACH_FUZZ_SEED", 42)), 0, 0);
+    let (mut random, mut decoded, mut grouped) = (SplitMix(setting("PLEACH_FUZZ_SEED", 42)), 0, 0);
     for case in 0..setting("PLEACH_FUZZ_CASES", 12_000) {
         let bytes = mutant(&mut random, &corpus);
         if targets::decode(&bytes) {

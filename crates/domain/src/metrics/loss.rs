@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::random::SplitMix;
+
 /// Two-sided 95 % quantile of the normal distribution.
 const Z95: f64 = 1.959_963_984_540_054;
 /// Deviations that [`Lost::bound`] leaves: one-sided 99.95 % (a hundred such bounds hold together with 95 %), times the root of 2,
@@ -69,13 +71,12 @@ impl Lost {
 /// Standard deviation of a figure over `draws` samples of `rows` rows, drawn with replacement; `figure` is told how often each row
 /// was drawn. The same for the same seed. Source: Efron 1979, the paired bootstrap when the figure is a difference.
 pub fn bootstrap_deviation(rows: usize, draws: usize, seed: u64, mut figure: impl FnMut(&[u32]) -> f64) -> f64 {
-    let mut state = seed;
+    let mut random = SplitMix(seed);
     let (mut sum, mut squares, mut known) = (0.0, 0.0, 0.0);
     for _ in 0..draws {
         let mut weights = vec![0u32; rows];
         for _ in 0..rows {
-            let at = ((u128::from(split_mix(&mut state)) * rows as u128) >> 64) as usize;
-            if let Some(weight) = weights.get_mut(at) {
+            if let Some(weight) = weights.get_mut(random.below(rows)) {
                 *weight += 1;
             }
         }
@@ -87,15 +88,6 @@ pub fn bootstrap_deviation(rows: usize, draws: usize, seed: u64, mut figure: imp
         }
     }
     if known < 2.0 { 0.0 } else { ((squares - sum * sum / known) / (known - 1.0)).max(0.0).sqrt() }
-}
-
-/// The next number of Steele, Lea and Flood's 2014 generator.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -130,11 +122,11 @@ mod tests {
     #[test]
     fn bounds_hold_together_on_fresh_rows() {
         // A hundred prunings that lose 2 % and gain 1 % of the rows: each is bounded on 1,000 rows and judged on 1,000 others.
-        let mut state = 7;
+        let mut random = SplitMix(7);
         let mut draw = || {
             let (mut lost, mut gained) = (0, 0);
             for _ in 0..1_000 {
-                match split_mix(&mut state) % 100 {
+                match random.below(100) {
                     0 | 1 => lost += 1,
                     2 => gained += 1,
                     _ => {}
