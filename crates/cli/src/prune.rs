@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
 use pleach_onnx::OnnxError;
-use pleach_prune::{Analysis, Atlas, AtlasPlan, Options, Outcome, PruneError, Report, Shortfall, Target, analyse};
+use pleach_prune::{Analysis, Atlas, AtlasPlan, Goal, Options, Outcome, PruneError, Report, Shortfall, Target, analyse};
 
 use crate::args::{Prune, PruneOutput};
 use crate::model_file;
@@ -28,6 +28,9 @@ pub use watch::Watch;
 const MAX_FILE_BYTES: u64 = 4 << 30;
 /// Wall time spent on each graph of the atlas.
 const ATLAS_BUDGET: Duration = Duration::from_millis(60);
+
+/// What holds where no latency is asked for: not slower than the model as it is, by more than timing can tell.
+const NO_SLOWER: Goal = Goal::Speedup(0.97);
 
 /// Nothing keeps what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +77,8 @@ pub fn prune(args: &Prune, watch: &Watch) -> anyhow::Result<()> {
         min_accuracy: args.min_accuracy,
         min_class_recall: args.min_class_recall,
         batch: args.batch.get(),
-        goal: args.target,
+        zero_below: args.zero_below,
+        goal: Some(args.target.unwrap_or(NO_SLOWER)),
         ..Target::default()
     };
     let mut outcome = pleach_prune::prune(&analysis, &atlas, &target, &calibration, &validation, &machine, watch)?;

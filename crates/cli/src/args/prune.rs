@@ -51,6 +51,9 @@ pub struct Prune {
     /// Lowest recall of every class, 0 to 1
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     pub min_class_recall: Option<f64>,
+    /// Set single weights smaller than this to zero at the end: the file is smaller once compressed, and no faster
+    #[arg(long, value_name = "WEIGHT", value_parser = parse_threshold)]
+    pub zero_below: Option<f32>,
     /// How channels are ranked
     #[arg(long, value_name = "NAME", default_value = "obs", value_parser = named::<Criterion>(&["l1", "l2", "eigen", "obs", "random"]))]
     pub criterion: Criterion,
@@ -138,6 +141,10 @@ fn parse_share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| format!("{text:?}: expected 0 to 1, e.g. 0.9"))
 }
 
+fn parse_threshold(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|x: &f32| x.is_finite() && *x > 0.0).ok_or_else(|| format!("{text:?}: expected a number above 0, e.g. 0.001"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,5 +165,7 @@ mod tests {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
         assert!(parse_share("1.1").is_err() && parse_share("NaN").is_err());
+        assert_eq!(parse_threshold("0.001"), Ok(0.001));
+        assert!(["0", "-1", "inf", "x"].iter().all(|bad| parse_threshold(bad).is_err()));
     }
 }
