@@ -21,7 +21,7 @@ use crate::head_rank;
 use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
 use crate::lowrank::Factors;
-use crate::network::{Layer, Network, model_error, runtime as failed, stored, weights_of, with_biases};
+use crate::network::{Layer, Network, constants_of, model_error, runtime as failed, weights_of, with_biases};
 use crate::progress::{Progress, Stage, step};
 use crate::proof;
 use crate::reconstruct::with_constants;
@@ -289,10 +289,12 @@ fn rank(
             Criterion::Eigen | Criterion::Obs => {
                 let readers = readers(network, statistics, group)?;
                 // A group that no solvable layer reads has nothing to be ranked by but its weights.
-                match criterion {
-                    _ if readers.is_empty() => Ok(norm_order(Norm::L2, &producer_weights(network, group))),
-                    Criterion::Eigen => leverage_order(group.size, &readers),
-                    Criterion::Obs | Criterion::L1 | Criterion::L2 | Criterion::Random => obs_order(group.size, &readers),
+                if readers.is_empty() {
+                    Ok(norm_order(Norm::L2, &producer_weights(network, group)))
+                } else if criterion == Criterion::Eigen {
+                    leverage_order(group.size, &readers)
+                } else {
+                    obs_order(group.size, &readers)
                 }
             }
         }
@@ -398,11 +400,8 @@ fn probe_ranks(
         for rank in site.levels.iter().filter(|&&l| l != Level::Keep).map(|&l| site.left(l)) {
             let product = Factors::of(&weights, gram, rank)?.product();
             let moved = |o: usize| (0..weights.nrows()).map(|c| found.mean[c] * (weights[(c, o)] - product[(c, o)])).sum::<f64>();
-            let bias: Vec<f32> = bias.iter().enumerate().map(|(o, b)| (b + moved(o)) as f32).collect();
-            let dims = |name: &str| network.model.constant_dims(name).unwrap_or_default();
-            let mut constants = Overrides::from([(layer.weight.clone(), (dims(&layer.weight), stored(layer, &product)))]);
-            constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), bias.clone()))));
-            let model = with_constants(&network.model, &constants)?;
+            let bias: Vec<f64> = bias.iter().enumerate().map(|(o, b)| b + moved(o)).collect();
+            let model = with_constants(&network.model, &constants_of(&network.model, layer, &product, &bias))?;
             points.push((rank, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
         }
         monotone(&mut points);
@@ -430,10 +429,8 @@ fn probe_constants(
             let (layer, found) = (&network.layers[reader], &statistics.layers[reader]);
             let (weights, bias) = network.weights(layer)?;
             let mean = |o: usize| bias[o] + found.mean.iter().enumerate().map(|(c, m)| m * weights[(c, o)]).sum::<f64>();
-            let bias: Vec<f32> = (0..weights.ncols()).map(|o| mean(o) as f32).collect();
-            let dims = |name: &str| network.model.constant_dims(name).unwrap_or_default();
-            constants.insert(layer.weight.clone(), (dims(&layer.weight), vec![0.0; weights.nrows() * weights.ncols()]));
-            constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), bias.clone()))));
+            let bias: Vec<f64> = (0..weights.ncols()).map(mean).collect();
+            constants.extend(constants_of(&network.model, layer, &Mat::zeros(weights.nrows(), weights.ncols()), &bias));
         }
         let model = with_constants(&network.model, &constants)?;
         losses.insert(index, held.divergence(&model, runtime, Stage::Probe)?.max(0.0));
@@ -467,7 +464,7 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
     let solve = |reading: Reading<'_>| -> Result<_, PruneError> {
         let Reading { layer, mean, columns, .. } = &reading;
         if layer.groups() > 1 {
-            return Ok(Vec::new()); // sliced only
+            return Ok(Overrides::new()); // sliced only
         }
         let free = layer.bias.is_some();
         let about_zero = (!free).then(|| Mat::from_fn(mean.len(), mean.len(), |i, j| reading.gram[(i, j)] + mean[i] * mean[j]));
@@ -488,16 +485,13 @@ fn narrowed(analysis: &Analysis, group: usize, width: usize) -> Result<Model, Pr
         };
         // A layer that both reads and makes the group loses outputs, too.
         let outputs = network.outputs_staying(layer, &keep);
-        let moved: Vec<f32> = outputs.iter().map(|&o| (bias[o] + moved(o)) as f32).collect();
+        let moved: Vec<f64> = outputs.iter().map(|&o| bias[o] + moved(o)).collect();
         let solved = Mat::from_fn(solved.nrows(), outputs.len(), |c, o| solved[(c, outputs[o])]);
         let (expected, _) = weights_of(&cut, layer)?;
         if (expected.nrows(), expected.ncols()) != (solved.nrows(), solved.ncols()) {
-            return Ok(Vec::new());
+            return Ok(Overrides::new());
         }
-        let dims = |name: &str| cut.constant_dims(name).unwrap_or_default();
-        let mut constants = vec![(layer.weight.clone(), (dims(&layer.weight), stored(layer, &solved)))];
-        constants.extend(layer.bias.iter().map(|b| (b.clone(), (dims(b), moved.clone()))));
-        Ok(constants)
+        Ok(constants_of(&cut, layer, &solved, &moved))
     };
     let readings: Vec<Reading<'_>> = solvable(network, statistics, found).collect();
     let solved = readings.into_par_iter().map(solve).collect::<Result<Vec<_>, _>>()?;

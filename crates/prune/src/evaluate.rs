@@ -103,12 +103,17 @@ impl<'a> Examiner<'a> {
 
     /// Latencies on this machine of the model as uploaded and of a variant, interleaved, of one batch.
     pub(crate) fn latency(&self, variant: &Model, batch: usize, runtime: &dyn Runtime) -> Result<[Timing; 2], PruneError> {
+        self.times([self.analysis.original.clone(), variant.encode()], batch, runtime)
+    }
+
+    /// Latencies on this machine of two models, interleaved, of one batch.
+    pub(crate) fn times(&self, models: [Vec<u8>; 2], batch: usize, runtime: &dyn Runtime) -> Result<[Timing; 2], PruneError> {
         let batch = batch.min(self.data.rows());
         let inputs: Vec<(String, Tensor)> = self.inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, batch))).collect();
-        let models = [self.analysis.original.clone(), variant.encode()].map(|model| TimedModel { model, inputs: inputs.clone() });
+        let models = models.map(|model| TimedModel { model, inputs: inputs.clone() });
         let timings = runtime.time(&models, TIMING).map_err(failed(Stage::Evaluate))?;
         match timings.as_slice() {
-            &[dense, pruned] => Ok([dense, pruned]),
+            &[first, second] => Ok([first, second]),
             other => Err(failed(Stage::Evaluate)(format!("{} timings: expected 2", other.len()).into())),
         }
     }

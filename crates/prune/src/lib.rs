@@ -11,6 +11,7 @@ pub mod atlas;
 mod cache;
 pub mod coupling;
 pub mod criteria;
+mod dead;
 pub mod error;
 mod evaluate;
 mod flat;

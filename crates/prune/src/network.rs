@@ -16,6 +16,7 @@ use crate::coupling::{Coupling, Group, Keep, Units};
 use crate::error::PruneError;
 use crate::linear::Rows;
 use crate::positions::Positions;
+use crate::run::Overrides;
 
 /// How a convolution walks its input; one spatial axis is a height of 1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +182,13 @@ pub(crate) fn weights_of(model: &Model, layer: &Layer) -> Result<(Mat<f64>, Vec<
     let matrix = Mat::from_fn(columns, outputs, |c, o| f64::from(w[at(c, o)]));
     let bias = layer.bias.as_deref().map(floats).transpose()?;
     Ok((matrix, bias.map_or(vec![0.0; outputs], |(_, b)| b.into_iter().map(f64::from).collect())))
+}
+
+/// What a layer's constants in `model` become when it has these weights and this bias.
+pub(crate) fn constants_of(model: &Model, layer: &Layer, weights: &Mat<f64>, bias: &[f64]) -> Overrides {
+    let dims = |name: &str| model.constant_dims(name).unwrap_or_default();
+    let bias = layer.bias.iter().map(|name| (name.clone(), (dims(name), bias.iter().map(|&b| b as f32).collect())));
+    bias.chain([(layer.weight.clone(), (dims(&layer.weight), stored(layer, weights)))]).collect()
 }
 
 /// The inverse of [`weights_of`]: elements in the layer's storage order.

@@ -1,5 +1,6 @@
 //! From an analysed model to a variant: choose widths for a device class and budget, reconstruct, judge, deliver or refuse.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use pleach_domain::DomainError;
@@ -19,7 +20,6 @@ use crate::proof;
 use crate::reconstruct::{Effort, reconstruct};
 use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, LayerRank, Outcome, Report, Shortfall, Target};
 use crate::run::Inputs;
-use crate::simplify::Rewrite;
 use crate::solve::{Budget, Choice, Emphasis, Problem};
 use crate::verify::{Built, Search};
 use crate::warnings::warnings;
@@ -136,7 +136,7 @@ impl Run<'_> {
             choice = watch.time(Stage::Solve, || self.choose(budget))?;
         }
         loop {
-            let (model, divergence) = watch.time(Stage::Reconstruct, || self.build(&choice.0, target.zero_below))?;
+            let (model, divergence) = watch.time(Stage::Reconstruct, || self.build(&choice.0, target, examiner))?;
             let memory_bytes = examiner.memory_bytes(&model, target.batch, self.runtime)?;
             let latency = watch.time(Stage::Evaluate, || examiner.latency(&model, target.batch, self.runtime))?;
             let predicted_us = problem.cost(&problem.time, &choice.0);
@@ -220,25 +220,32 @@ impl Run<'_> {
     }
 
     /// The variant of a choice, and its divergence from the dense model.
-    fn build(&self, choice: &Choice, zero_below: Option<f32>) -> Result<(Model, f64), PruneError> {
+    fn build(&self, choice: &Choice, target: &Target, examiner: &Examiner<'_>) -> Result<(Model, f64), PruneError> {
         let effort = Effort { rows: self.analysis.statistics.fit_rows, rounds: ROUNDS };
         let mut model = self.reconstructed(choice, effort, self.progress)?;
-        if let Some(threshold) = zero_below {
+        if let Some(threshold) = target.zero_below {
             model = magnitude::zero_below(&model, threshold).map_err(model_error)?;
         }
         let divergence = self.held.divergence(&model, self.runtime, Stage::Reconstruct)?;
-        Ok((self.rewritten(model, choice)?, divergence))
+        Ok((self.rewritten(model, choice, target, examiner)?, divergence))
     }
 
-    /// A variant in fewer, faster nodes, or as it is where that would change what it computes.
-    fn rewritten(&self, model: Model, choice: &Choice) -> Result<Model, PruneError> {
+    /// A variant in fewer, faster nodes, or as it is where that would change what it computes or, with a goal, is slower here.
+    fn rewritten(&self, model: Model, choice: &Choice, target: &Target, examiner: &Examiner<'_>) -> Result<Model, PruneError> {
         let Analysis { network, rewriter, .. } = self.analysis;
         let shapes = network.shapes_under(&self.analysis.plan(self.sites, choice).keep);
-        let rewritten = rewriter.apply(&model, &shapes, &Rewrite::ALL).map_err(model_error)?;
+        let rewritten = rewriter.apply(&model, &shapes).map_err(model_error)?;
         let rows = few_rows(&model, &self.inputs);
         let rows: Vec<_> = rows.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let gap = proof::equality(self.runtime, &model, &rewritten, &rows).map_err(model_error)?;
-        Ok(if gap <= proof::BAR { rewritten } else { model })
+        if !matches!(gap.partial_cmp(&proof::BAR), Some(Ordering::Less | Ordering::Equal)) {
+            return Ok(model);
+        }
+        if target.goal.is_some() && rewritten.nodes().count() != model.nodes().count() {
+            let [before, after] = examiner.times([model.encode(), rewritten.encode()], target.batch, self.runtime)?;
+            return Ok(if after.min_us < before.min_us { rewritten } else { model });
+        }
+        Ok(rewritten)
     }
 
     fn report(&self, target: &Target, built: &Built, judgement: Judgement, seconds: BTreeMap<Stage, f64>, warnings: Vec<String>) -> Report {

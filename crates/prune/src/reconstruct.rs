@@ -18,15 +18,15 @@ use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::coupling::Keep;
+use crate::dead;
 use crate::error::PruneError;
 use crate::flat;
 use crate::levels::Plan;
 use crate::linear::{Factor, Rows, View, apply, cross, gram, mean_diagonal};
 use crate::lowrank::{self, Factors};
-use crate::network::{Layer, Network, model_error, patches, points, stored, weights_of};
+use crate::network::{Layer, Network, constants_of, model_error, patches, points, weights_of};
 use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Frontier, Inputs, Overrides, floats};
-use crate::simplify::dead;
 use crate::statistics::{LayerStatistics, Statistics};
 use crate::surgery;
 
@@ -94,12 +94,7 @@ pub(crate) fn reconstruct(
         } else {
             solve_layer(layer, sample, layer.groups_in(&cut), old, effort.rounds, plan.ranks.get(&index).copied())?
         };
-        let dims = cut.constant_dims(&layer.weight).unwrap_or_default();
-        frontier.overrides.insert(layer.weight.clone(), (dims, stored(layer, &solved.weights)));
-        if let Some(name) = &layer.bias {
-            let bias: Vec<f32> = solved.bias.iter().map(|&b| b as f32).collect();
-            frontier.overrides.insert(name.clone(), (cut.constant_dims(name).unwrap_or_default(), bias));
-        }
+        frontier.overrides.extend(constants_of(&cut, layer, &solved.weights, &solved.bias));
         factored.extend(solved.factors.map(|f| (index, f)));
     }
     let solved = with_constants(&cut, &frontier.overrides)?;

@@ -4,14 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use pleach_domain::Tensor;
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute};
 use pleach_onnx::{Limits, Model};
-use pleach_prune::simplify::{Rewrite, choose, rewrite};
-use pleach_prune::{fold, proof};
+use pleach_prune::simplify::Rewriter;
+use pleach_prune::{coupling, fold, proof};
 
 fn runtime() -> OrtRuntime {
     let options = OrtOptions { library: None, threads: NonZeroUsize::MIN };
@@ -50,6 +49,12 @@ fn by_name<'a>(inputs: &'a [(&'static str, Tensor)]) -> Vec<(&'static str, &'a T
     inputs.iter().map(|(n, t)| (*n, t)).collect()
 }
 
+fn rewrite(model: &Model, examples: &[(&str, &Tensor)]) -> Model {
+    let lengths = examples.iter().map(|(n, t)| ((*n).to_owned(), t.shape()[1..].to_vec()));
+    let shapes = coupling::measure_shapes(model, &runtime(), &lengths.collect()).unwrap();
+    Rewriter::find(model, &shapes, examples, &runtime()).apply(model, &shapes).unwrap()
+}
+
 fn operators(model: &Model) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
     model.nodes().for_each(|n| *counts.entry(n.op_type()).or_default() += 1);
@@ -61,7 +66,7 @@ fn transformers_compute_the_same_in_fused_nodes_at_any_batch_length_and_padding(
     for (name, layers, masked) in [("conll-bert", 4, true), ("spam-bert", 3, true), ("austen-gpt", 4, false)] {
         let model = fold::fold(&fixture(&format!("{name}/model.onnx"))).unwrap();
         let examples = sentences(3, 40, masked);
-        let fused = rewrite(&model, &Rewrite::ALL, &by_name(&examples), &runtime()).unwrap();
+        let fused = rewrite(&model, &by_name(&examples));
         let found = operators(&fused);
         assert_eq!((found.get("Attention"), found.get("BiasGelu")), (Some(&layers), Some(&layers)), "{name}: {found:?}");
         assert_eq!(found.get("SkipLayerNormalization"), Some(&(2 * layers + 1)), "{name}: {found:?}");
@@ -88,19 +93,11 @@ fn convolutional_networks_compute_the_same() {
         let inputs = [(input, Tensor::fp32(shape.clone(), noise(shape.iter().product(), 5)).unwrap())];
         for file in files {
             let model = fixture(&format!("{file}.onnx"));
-            let rewritten = rewrite(&fold::fold(&model).unwrap(), &Rewrite::ALL, &by_name(&inputs), &runtime()).unwrap();
+            let rewritten = rewrite(&fold::fold(&model).unwrap(), &by_name(&inputs));
             let gap = proof::equality(&runtime(), &model, &rewritten, &by_name(&inputs)).unwrap();
             assert!(gap <= proof::BAR, "{file}: {gap}");
         }
     }
-}
-
-#[test]
-fn transformers_become_faster() {
-    let model = fold::fold(&fixture("conll-bert/model.onnx")).unwrap();
-    let examples = sentences(1, 64, true);
-    let chosen = choose(&model, &by_name(&examples), &runtime(), Duration::from_millis(200)).unwrap();
-    assert!(chosen.contains(&Rewrite::Attention) && chosen.contains(&Rewrite::Normalization), "{chosen:?}");
 }
 
 /// A graph over `x [rows, 5, 8]`, its rewritten form, and the largest difference between the two.
@@ -111,7 +108,7 @@ fn rewritten(build: impl Fn(&mut GraphBuilder, &str) -> String) -> (Model, f64) 
     graph.output(&y);
     let model = graph.build().unwrap();
     let inputs = [("x", Tensor::fp32(vec![2, 5, 8], noise(80, 9).into_iter().map(|v| 4.0 * v - 2.0).collect()).unwrap())];
-    let fused = rewrite(&model, &Rewrite::ALL, &by_name(&inputs), &runtime()).unwrap();
+    let fused = rewrite(&model, &by_name(&inputs));
     let gap = proof::equality(&runtime(), &model, &fused, &by_name(&inputs)).unwrap();
     (fused, gap)
 }

@@ -15,7 +15,6 @@ use crate::analysis::Analysis;
 use crate::error::PruneError;
 use crate::levels::Plan;
 use crate::network::{Window, model_error};
-use crate::simplify::Rewrite;
 use crate::surgery;
 
 /// Times the same kernel stands in a graph, so that the call and the layout changes at the ends weigh little.
@@ -104,7 +103,7 @@ fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<
 pub(super) fn whole(analysis: &Analysis, plan: &Plan, batch: usize) -> Result<PlanItem, PruneError> {
     let network = &analysis.network;
     let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
-    let rewritten = analysis.rewriter.apply(&cut, &network.shapes_under(&plan.keep), &Rewrite::ALL).map_err(model_error)?;
+    let rewritten = analysis.rewriter.apply(&cut, &network.shapes_under(&plan.keep)).map_err(model_error)?;
     let model = blanked(&rewritten).map_err(model_error)?;
     let mut inputs = Vec::new();
     for input in model.inputs() {

@@ -15,7 +15,7 @@ use pleach_onnx::proto::tensor_proto::DataType;
 use pleach_onnx::{Dim, Model, Node, Patch, ShapeProbe, ValueInfo};
 
 use crate::coupling::{CouplingError, Feed, PROBE_ROWS, feed};
-use crate::simplify::dead;
+use crate::dead;
 
 /// Most elements of a computed tensor that becomes a literal, unless it is made of a constant of that size.
 const MAX_ELEMENTS: usize = 1 << 16;

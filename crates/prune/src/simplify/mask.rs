@@ -8,7 +8,8 @@ use pleach_domain::{Element, Tensor};
 use pleach_onnx::builder::{ElementKind, value_info};
 use pleach_onnx::{Model, Patch};
 
-use super::{Examples, dead};
+use super::Examples;
+use crate::dead;
 
 /// Values at or below this hide a key.
 const HIDDEN: f32 = -1e3;
