@@ -29,10 +29,26 @@ pub struct Config {
     pub inference_socket: PathBuf,
     /// Loopback address of the inference API, beside the socket; absent: socket only.
     pub listen_loopback: Option<SocketAddr>,
+    /// File with the token that requests on the loopback port must carry; made up where there is none. Absent: the socket's path with `.token`.
+    pub loopback_token_file: Option<PathBuf>,
     /// Threads inference uses; absent: one for each processor the agent may use.
     pub threads: Option<u32>,
     /// ONNX Runtime's shared library; absent: the variable `ORT_DYLIB_PATH`.
     pub onnxruntime: Option<PathBuf>,
+    /// Requests that may wait for the model; more are refused at once.
+    pub queue: u32,
+    /// Rows of waiting requests that may share one model call; 1: each request alone.
+    pub batch_max_rows: u32,
+    /// Milliseconds that requests may wait before a slimmer rung serves, where the bundle has several.
+    pub step_down_wait_ms: u64,
+    /// The slimmest rung answers first, and an answer at least this sure (0 to 1) is kept; absent: one rung answers.
+    pub cascade_confidence: Option<f32>,
+    /// Share of answers of slimmer rungs that are checked against the fullest when nothing waits, 0 to 1.
+    pub audit_share: f32,
+    /// Milliseconds after which a model call counts as hanging: the runtime is replaced.
+    pub call_limit_ms: u64,
+    /// Bytes of memory that the runtime may take; absent: what the service has.
+    pub runtime_memory_max_bytes: Option<u64>,
     /// Milliseconds between signs of life on an idle stream.
     pub ping_interval_ms: u64,
     /// Milliseconds spent on each standard kernel when the device is profiled.
@@ -52,8 +68,16 @@ impl Default for Config {
             device_id: None,
             inference_socket: "/run/pleach/inference.sock".into(),
             listen_loopback: None,
+            loopback_token_file: None,
             threads: None,
             onnxruntime: None,
+            queue: 64,
+            batch_max_rows: 1,
+            step_down_wait_ms: 250,
+            cascade_confidence: None,
+            audit_share: 0.01,
+            call_limit_ms: 30_000,
+            runtime_memory_max_bytes: None,
             ping_interval_ms: 120_000,
             profile_budget_ms: 150,
             spool_max_bytes: 16 << 20,
@@ -136,6 +160,16 @@ impl Config {
         Ok(Endpoint { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(7443) })
     }
 
+    /// Where the token of the loopback port is.
+    pub fn loopback_token_file(&self) -> PathBuf {
+        let beside = || {
+            let mut path = self.inference_socket.clone().into_os_string();
+            path.push(".token");
+            path.into()
+        };
+        self.loopback_token_file.clone().unwrap_or_else(beside)
+    }
+
     /// Threads that inference uses.
     pub fn inference_threads(&self) -> u32 {
         let all = || thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
@@ -180,6 +214,17 @@ impl Config {
         }
         if let Some(threads) = self.threads {
             check((1..=4096).contains(&threads), "threads", threads.to_string(), "1 to 4096")?;
+        }
+        check((1..=65_536).contains(&self.queue), "queue", self.queue.to_string(), "1 to 65536")?;
+        check((1..=65_536).contains(&self.batch_max_rows), "batch_max_rows", self.batch_max_rows.to_string(), "1 to 65536")?;
+        check((1..=60_000).contains(&self.step_down_wait_ms), "step_down_wait_ms", self.step_down_wait_ms.to_string(), "1 to 60000")?;
+        for (key, share) in [("cascade_confidence", self.cascade_confidence), ("audit_share", Some(self.audit_share))] {
+            let share = share.unwrap_or(0.0);
+            check((0.0..=1.0).contains(&share), key, share.to_string(), "0 to 1")?;
+        }
+        check((100..=3_600_000).contains(&self.call_limit_ms), "call_limit_ms", self.call_limit_ms.to_string(), "100 to 3600000")?;
+        if let Some(bytes) = self.runtime_memory_max_bytes {
+            check(bytes >= 64 << 20, "runtime_memory_max_bytes", bytes.to_string(), "at least 67108864")?;
         }
         check(self.ping_interval_ms >= 100, "ping_interval_ms", self.ping_interval_ms.to_string(), "at least 100")?;
         check((1..=60_000).contains(&self.profile_budget_ms), "profile_budget_ms", self.profile_budget_ms.to_string(), "1 to 60000")?;

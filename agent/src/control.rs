@@ -35,6 +35,7 @@ use crate::error::{AgentError, chain};
 use crate::identity::{self, Identity};
 use crate::keys::DeviceKeys;
 use crate::ledger::LedgerFile;
+use crate::listeners::Listeners;
 use crate::spool::{Spool, SpoolLimits};
 use crate::state::StateDir;
 use crate::{boot, supervisor};
@@ -51,6 +52,7 @@ struct Device {
     config: Config,
     state: StateDir,
     clock: Clock,
+    listeners: Arc<Listeners>,
     known: Known,
 }
 
@@ -76,6 +78,8 @@ impl Known {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentError> {
     config.check_library()?;
     let state = StateDir::open(&config.state_dir)?;
+    let listeners = Arc::new(Listeners::open(&config)?);
+    tracing::info!(socket = %config.inference_socket.display(), loopback = ?listeners.loopback(), "inference API listens");
     let keys = Arc::new(DeviceKeys::load_or_create(&state)?);
     let ledger_file = LedgerFile::new(state.ledger());
     let ledger = ledger_file.load()?;
@@ -87,7 +91,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     let id = enrolled.device().clone();
     let limits = SpoolLimits { bytes: config.spool_max_bytes, reports: config.spool_max_reports as usize };
     let spool = Spool::open(state.spool(), id.as_str(), &boot::id(), limits)?;
-    let device = Arc::new(Device { id, config, state, clock, known: Known::default() });
+    let device = Arc::new(Device { id, config, state, clock, listeners, known: Known::default() });
     tracing::info!(device.id = %device.id, version = env!("CARGO_PKG_VERSION"), "agent starts");
 
     let (client_tx, client) = watch::channel(Client::None);
@@ -134,16 +138,25 @@ fn may_pass(error: &AgentError) -> bool {
 }
 
 impl Device {
-    fn runtime_options(&self) -> Result<supervisor::RuntimeOptions, AgentError> {
+    fn runtime_options(&self, expects_bundle: bool) -> Result<supervisor::RuntimeOptions, AgentError> {
         let executable = std::env::current_exe().map_err(AgentError::file("finding", "/proc/self/exe".as_ref()))?;
         let config = &self.config;
         Ok(supervisor::RuntimeOptions {
             executable,
-            socket: config.inference_socket.clone(),
-            loopback: config.listen_loopback,
+            listeners: Arc::clone(&self.listeners),
             threads: config.inference_threads(),
             onnxruntime: config.onnxruntime.clone(),
             device_id: self.id.clone(),
+            serving: supervisor::ServingOptions {
+                queue: config.queue,
+                batch_max_rows: config.batch_max_rows,
+                step_down_wait_ms: config.step_down_wait_ms,
+                cascade_confidence: config.cascade_confidence,
+                audit_share: config.audit_share,
+            },
+            call_limit: Duration::from_millis(config.call_limit_ms),
+            expects_bundle,
+            memory_max_bytes: config.runtime_memory_max_bytes,
         })
     }
 }

@@ -36,6 +36,15 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// The inference API cannot listen.
+    #[error("cannot listen on {}", at.display())]
+    Listen {
+        /// Socket or address.
+        at: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A file that is longer than it can be.
     #[error("{} has more than {most} bytes", path.display())]
     FileTooLong {

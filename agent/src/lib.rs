@@ -13,6 +13,7 @@ pub mod files;
 pub mod identity;
 pub mod keys;
 pub mod ledger;
+pub mod listeners;
 pub mod profile;
 pub mod runtime;
 pub mod spool;

@@ -9,7 +9,6 @@ mod memory;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -24,7 +23,7 @@ use pleach_domain::window::Window;
 use pleach_domain::{DeviceId, Digest};
 use pleach_inference::TELEMETRY_VARIABLE;
 use pleach_proto::WireError;
-use pleach_proto::runtime::{Activate, CollectWindow, Load, Measure, Profile, Reply, Request, Stats, Unload, request};
+use pleach_proto::runtime::{Activate, CollectWindow, Listen, Load, Measure, Press, Profile, Reply, Request, Stats, Unload, request};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -32,6 +31,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 pub use error::SupervisorError;
 pub use memory::SealedMemory;
 
+use crate::listeners::Listeners;
 use crate::runtime::channel::{Receiver, send};
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -52,16 +52,37 @@ const STANDARD_KERNELS_MOST: u32 = 256;
 pub struct RuntimeOptions {
     /// The executable, which knows the subcommand `runtime`; the agent's own, as a rule.
     pub executable: PathBuf,
-    /// Unix socket of the inference API.
-    pub socket: PathBuf,
-    /// Loopback address of the inference API.
-    pub loopback: Option<SocketAddr>,
+    /// Where the inference API listens.
+    pub listeners: Arc<Listeners>,
     /// Threads inference uses.
     pub threads: u32,
     /// ONNX Runtime's library; else the environment names it.
     pub onnxruntime: Option<PathBuf>,
     /// Name of this device, for the application.
     pub device_id: DeviceId,
+    /// How requests are served.
+    pub serving: ServingOptions,
+    /// After this long a model call never returns, as far as anyone waiting is concerned.
+    pub call_limit: Duration,
+    /// Whether a proven bundle is loaded next: requests then wait for it.
+    pub expects_bundle: bool,
+    /// Bytes of memory the runtime may take.
+    pub memory_max_bytes: Option<u64>,
+}
+
+/// How the runtime serves requests, see the keys of the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServingOptions {
+    /// Requests that may wait.
+    pub queue: u32,
+    /// Rows of waiting requests that may share one model call.
+    pub batch_max_rows: u32,
+    /// Milliseconds that requests may wait before a slimmer rung serves.
+    pub step_down_wait_ms: u64,
+    /// The least sure answer of a slimmer rung that is kept, 0 to 1.
+    pub cascade_confidence: Option<f32>,
+    /// Share of answers of slimmer rungs that are checked against the fullest, 0 to 1.
+    pub audit_share: f32,
 }
 
 /// What an active bundle has shown so far.
@@ -130,6 +151,7 @@ impl RuntimeHandle {
         let gone = |_| SupervisorError::Spawn(io::ErrorKind::BrokenPipe.into());
         let (process, pid) = started.await.map_err(gone)?.map_err(SupervisorError::Spawn)?;
         let handle = Self(Arc::new(Link { socket: Mutex::new(ours), next_id: AtomicU64::new(1), pending, exited, process, pid }));
+        handle.0.hand_over(&options.listeners)?;
         handle.ask("start", START_DEADLINE, request::Request::Stats(Stats {}), None).await?;
         tokio::spawn(watch_over(Arc::downgrade(&handle.0)));
         Ok(handle)
@@ -189,6 +211,14 @@ impl RuntimeHandle {
         let reply = self.ask("collect window", QUICK_DEADLINE, request, None).await?;
         let windows: Result<_, WireError> = reply.windows.into_iter().map(Window::try_from).collect();
         windows.map_err(|source| SupervisorError::Reply { request: "collect window", source })
+    }
+
+    /// Tells whether the device is hot or short of memory; slimmer rungs serve while it is.
+    ///
+    /// # Errors
+    /// As all requests.
+    pub async fn press(&self, pressed: bool) -> Result<(), SupervisorError> {
+        self.ask("press", QUICK_DEADLINE, request::Request::Press(Press { pressed }), None).await.map(drop)
     }
 
     /// Times an encoded `MeasurementSet` of `models` models, about `budget` of wall time each, at low priority.
@@ -262,12 +292,21 @@ impl Link {
             return Err(SupervisorError::Exited { detail: exit.detail });
         }
         let message = Request { id, request: Some(request) };
-        let sent = send(&lock(&self.socket), &message, memory.as_ref().map(AsFd::as_fd));
+        let files: Vec<_> = memory.iter().map(AsFd::as_fd).collect();
+        let sent = send(&lock(&self.socket), &message, &files);
         sent.map_err(|source| {
             lock(&self.pending).remove(&id);
             SupervisorError::Send { request: name, source }
         })?;
         Ok((id, rx))
+    }
+
+    /// The listeners, which need no answer: the first answer shows that they arrived.
+    fn hand_over(&self, listeners: &Listeners) -> Result<(), SupervisorError> {
+        let listen = Listen { loopback_token: listeners.token().unwrap_or_default().to_owned() };
+        let message = Request { id: 0, request: Some(request::Request::Listen(listen)) };
+        let files: Vec<_> = listeners.files().collect();
+        send(&lock(&self.socket), &message, &files).map_err(|source| SupervisorError::Send { request: "listen", source })
     }
 
     fn kill(&self) {
@@ -305,14 +344,26 @@ async fn ended(mut exited: watch::Receiver<Option<Exit>>) -> SupervisorError {
 
 fn command(options: &RuntimeOptions, channel: UnixStream) -> Command {
     let mut command = Command::new(&options.executable);
-    command.arg("runtime").arg("--socket").arg(&options.socket);
-    command.arg("--threads").arg(options.threads.to_string()).arg("--device-id").arg(options.device_id.as_str());
-    if let Some(loopback) = options.loopback {
-        command.arg("--loopback").arg(loopback.to_string());
+    command.arg("runtime").arg("--threads").arg(options.threads.to_string()).arg("--device-id").arg(options.device_id.as_str());
+    if options.expects_bundle {
+        command.arg("--expects-bundle");
+    }
+    let serving = &options.serving;
+    command.arg("--queue").arg(serving.queue.to_string()).arg("--batch-max-rows").arg(serving.batch_max_rows.to_string());
+    command.arg("--step-down-wait-ms").arg(serving.step_down_wait_ms.to_string());
+    command.arg("--audit-share").arg(serving.audit_share.to_string());
+    if let Some(confidence) = serving.cascade_confidence {
+        command.arg("--cascade-confidence").arg(confidence.to_string());
+    }
+    command.arg("--call-limit-ms").arg(options.call_limit.as_millis().to_string());
+    if let Some(bytes) = options.memory_max_bytes {
+        command.arg("--memory-max-bytes").arg(bytes.to_string());
     }
     if let Some(library) = &options.onnxruntime {
         command.arg("--onnxruntime").arg(library);
     }
+    // Neither the service manager nor its credentials are the runtime's to know.
+    command.env_remove("NOTIFY_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
     command.env(TELEMETRY_VARIABLE, "1").stdin(Stdio::from(OwnedFd::from(channel))).stdout(Stdio::null());
     command
 }

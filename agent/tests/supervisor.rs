@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may fail by panicking
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use pleach_agent::supervisor::{RuntimeHandle, RuntimeOptions, SealedMemory, Standing, SupervisorError};
+use pleach_agent::listeners::Listeners;
+use pleach_agent::supervisor::{RuntimeHandle, RuntimeOptions, SealedMemory, ServingOptions, Standing, SupervisorError};
 use pleach_domain::Digest;
 use tempfile::TempDir;
 
@@ -14,11 +16,14 @@ const BUNDLE: Digest = Digest::new([1; 32]);
 fn options(folder: &Path) -> RuntimeOptions {
     RuntimeOptions {
         executable: PathBuf::from(env!("CARGO_BIN_EXE_pleach-agent")),
-        socket: folder.join("inference.sock"),
-        loopback: None,
+        listeners: Arc::new(Listeners::bind(&folder.join("inference.sock"), None).unwrap()),
         threads: 1,
         onnxruntime: None,
         device_id: "device-1".parse().unwrap(),
+        serving: ServingOptions { queue: 8, batch_max_rows: 1, step_down_wait_ms: 250, cascade_confidence: None, audit_share: 0.0 },
+        call_limit: Duration::from_secs(30),
+        expects_bundle: false,
+        memory_max_bytes: None,
     }
 }
 

@@ -225,7 +225,7 @@ impl Engine {
         let (device, keys, proven) = (Arc::clone(&self.device), Arc::clone(&self.keys), self.ledger.proven.clone());
         self.starting.put(async move {
             sleep(after).await;
-            let options = device.runtime_options().map_err(|e| Failure::of_agent(&e))?;
+            let options = device.runtime_options(proven.is_some()).map_err(|e| Failure::of_agent(&e))?;
             let runtime = RuntimeHandle::spawn(&options).await.map_err(|e| Failure::of_runtime(&e))?;
             let Some(proven) = proven else { return Ok((runtime, None)) };
             let digest = proven.digest;

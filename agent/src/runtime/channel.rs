@@ -19,17 +19,18 @@ use rustix::net::{
 /// Longest message; windows with large confusion matrices are the longest there are.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 const MAX_DELIMITER_BYTES: usize = 10;
+/// A listening message carries most.
+const FILES_PER_MESSAGE: usize = 2;
 const FILES_PER_READ: usize = 4;
 const READ_BYTES: usize = 16 << 10;
 
-/// Sends a message, with a file beside it where it has one.
-pub(crate) fn send(socket: &UnixStream, message: &impl Message, file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+/// Sends a message, with the files that travel beside it.
+pub(crate) fn send(socket: &UnixStream, message: &impl Message, files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = message.encode_length_delimited_to_vec();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_PER_MESSAGE))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let files: Vec<_> = file.into_iter().collect();
-    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-        return Err(io::Error::other("no room for a file beside the message"));
+    if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
+        return Err(io::Error::other("no room for the files beside the message"));
     }
     let mut rest = bytes.as_slice();
     while !rest.is_empty() {
@@ -68,7 +69,7 @@ impl Receiver {
         }
     }
 
-    /// The file that came with the message received last, where its kind carries one.
+    /// The next file that came with the message received last, where its kind carries some.
     pub(crate) fn take_file(&mut self) -> Option<OwnedFd> {
         self.files.pop_front()
     }
@@ -131,9 +132,9 @@ mod tests {
         }
         let long = "x".repeat(100_000);
         let sender = std::thread::spawn(move || {
-            send(&here, &load(1, String::new()), Some(files[0].as_fd())).unwrap();
-            send(&here, &load(2, long), None).unwrap();
-            send(&here, &load(3, String::new()), Some(files[1].as_fd())).unwrap();
+            send(&here, &load(1, String::new()), &[files[0].as_fd()]).unwrap();
+            send(&here, &load(2, long), &[]).unwrap();
+            send(&here, &load(3, String::new()), &[files[1].as_fd()]).unwrap();
         });
         let mut receiver = Receiver::new(there);
         for (id, expected) in [(1, Some("first")), (2, None), (3, Some("second"))] {

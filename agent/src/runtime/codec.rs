@@ -1,5 +1,7 @@
 //! Tensors between the Open Inference Protocol and the domain, checked against what the model takes.
 
+use std::time::Duration;
+
 use pleach_domain::runtime::TensorSpec;
 use pleach_domain::tensor::MAX_RANK;
 use pleach_domain::{Element, ElementType, Tensor};
@@ -7,7 +9,8 @@ use pleach_proto::inference::InferTensorContents;
 use serde_json::Value;
 
 use crate::runtime::error::ServeError;
-use crate::runtime::ladder::Named;
+use crate::runtime::host::Host;
+use crate::runtime::ladder::{Ladder, Named};
 
 /// Longest request id; longer ones are refused, since ids are remembered until labels come.
 const MAX_ID_BYTES: usize = 256;
@@ -88,6 +91,28 @@ pub(crate) fn request_id(given: &str) -> Result<String, ServeError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| ServeError::Failed(format!("no randomness for a request id: {e}")))?;
     Ok(hex::encode(bytes))
+}
+
+/// One line of the model index: name, version, state and reason, in Triton's words.
+pub(crate) struct IndexLine {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) state: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+/// What is loaded; only what serves, where `ready` asks for that.
+pub(crate) fn index(host: &Host, ready: bool) -> Vec<IndexLine> {
+    let line = |(ladder, serves): (std::sync::Arc<Ladder>, bool)| {
+        let (state, reason) = if serves { ("READY", "") } else { ("UNAVAILABLE", "loaded, but not the one that serves") };
+        IndexLine { name: ladder.model.clone(), version: ladder.version.to_string(), state, reason }
+    };
+    host.loaded().into_iter().filter(|(_, serves)| *serves || !ready).map(line).collect()
+}
+
+/// Time that a request gives, from its parameter `timeout` in microseconds; 0 and less mean no limit, as for Triton.
+pub(crate) fn limit(timeout_us: Option<i64>) -> Option<Duration> {
+    timeout_us.and_then(|us| u64::try_from(us).ok()).filter(|&us| us > 0).map(Duration::from_micros)
 }
 
 /// Axis lengths as the protocol shows them; -1 is free.

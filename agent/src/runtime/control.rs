@@ -16,6 +16,7 @@ use pleach_proto::runtime::{Reply, Request, StatsReply, request};
 use crate::runtime::channel::{Receiver, send};
 use crate::runtime::error::Failure;
 use crate::runtime::host::Host;
+use crate::runtime::server::Listeners;
 
 /// Longest time on one timed model.
 const MAX_BUDGET: Duration = Duration::from_secs(60);
@@ -26,12 +27,28 @@ struct Answers {
     host: Arc<Host>,
 }
 
+/// Waits for the listeners, which come before anything else.
+///
+/// # Errors
+/// When the channel breaks or something else comes first.
+pub(crate) fn receive_listeners(receiver: &mut Receiver) -> io::Result<Listeners> {
+    let wrong = |words: &'static str| io::Error::new(io::ErrorKind::InvalidData, words);
+    let request = receiver.receive::<Request>()?.and_then(|r| r.request);
+    let Some(request::Request::Listen(listen)) = request else { return Err(wrong("the first message has no listeners")) };
+    let unix = receiver.take_file().ok_or_else(|| wrong("no socket came along"))?;
+    let loopback = if listen.loopback_token.is_empty() {
+        None
+    } else {
+        Some((receiver.take_file().ok_or_else(|| wrong("no loopback port came along"))?, listen.loopback_token))
+    };
+    Ok(Listeners { unix, loopback })
+}
+
 /// Serves requests until the other end closes.
 ///
 /// # Errors
 /// When the channel breaks or carries something else than requests.
-pub(crate) fn serve(socket: UnixStream, host: Arc<Host>) -> io::Result<()> {
-    let mut receiver = Receiver::new(socket.try_clone()?);
+pub(crate) fn serve(mut receiver: Receiver, socket: UnixStream, host: Arc<Host>) -> io::Result<()> {
     let answers = Answers { socket: Arc::new(Mutex::new(socket)), host };
     while let Some(Request { id, request }) = receiver.receive::<Request>()? {
         let Some(request) = request else { return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without content")) };
@@ -59,7 +76,7 @@ impl Answers {
         });
         let reply = Reply { id, onnxruntime_version: self.host.onnxruntime_version(), ..reply };
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = send(&socket, &reply, None) {
+        if let Err(error) = send(&socket, &reply, &[]) {
             tracing::warn!(%error, "the control half does not take an answer");
         }
     }
@@ -71,7 +88,9 @@ impl Answers {
         match request {
             request::Request::Load(load) => host.load(digest(&load.bundle_digest)?, file()?)?,
             request::Request::Activate(activate) => host.activate(digest(&activate.bundle_digest)?, activate.probation)?,
+            request::Request::Listen(_) => return Err(Failure::new("listen", "the listeners came before")),
             request::Request::Unload(unload) => host.unload(digest(&unload.bundle_digest)?),
+            request::Request::Press(press) => host.press(press.pressed),
             request::Request::CollectWindow(_) => reply.windows = host.collect().iter().map(fleet::Window::from).collect(),
             request::Request::Measure(measure) => reply.timings = timings(&host.measure(file()?, budget(measure.budget_ms))?),
             request::Request::Profile(profile) => reply.timings = timings(&host.profile(budget(profile.budget_ms))?),

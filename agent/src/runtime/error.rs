@@ -1,8 +1,6 @@
 //! What the runtime half refuses, and how each refusal looks in gRPC and in HTTP.
 
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use axum::http::StatusCode;
 use pleach_inference::InferenceError;
@@ -20,18 +18,9 @@ pub enum RuntimeHalfError {
     /// ONNX Runtime cannot be opened.
     #[error("ONNX Runtime cannot be opened")]
     Inference(#[from] InferenceError),
-    /// The inference API cannot listen.
-    #[error("cannot listen on {}", at.display())]
-    Listen {
-        /// Socket or address.
-        at: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// An address that other machines could reach.
-    #[error("{0} is no loopback address: the inference API is for this device only")]
-    NotLoopback(SocketAddr),
+    /// The control half did not hand the listeners over.
+    #[error("no listeners came from the control half")]
+    NoListeners(#[source] io::Error),
     /// A thread or the asynchronous executor cannot start.
     #[error("starting {what} failed")]
     Start {
@@ -88,6 +77,12 @@ pub(crate) enum ServeError {
     /// Too many requests wait already.
     #[error("overloaded: {waiting} requests wait already; try again later")]
     Overloaded { waiting: usize },
+    /// A request on the loopback port without its token.
+    #[error("no valid token: expected the header `authorization: Bearer TOKEN`")]
+    Unauthorized,
+    /// The answer did not come within the time that the request gave.
+    #[error("no answer within the time that the request gave")]
+    Deadline,
     /// The request does not fit the protocol or the model.
     #[error("{0}")]
     Invalid(String),
@@ -107,6 +102,8 @@ impl ServeError {
             Self::NoModel => (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE),
             Self::UnknownModel { .. } | Self::UnknownVersion { .. } => (Code::NotFound, StatusCode::NOT_FOUND),
             Self::Overloaded { .. } => (Code::ResourceExhausted, StatusCode::TOO_MANY_REQUESTS),
+            Self::Deadline => (Code::DeadlineExceeded, StatusCode::GATEWAY_TIMEOUT),
+            Self::Unauthorized => (Code::Unauthenticated, StatusCode::UNAUTHORIZED),
             Self::Invalid(_) => (Code::InvalidArgument, StatusCode::BAD_REQUEST),
             Self::Failed(_) => (Code::Internal, StatusCode::INTERNAL_SERVER_ERROR),
         }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use pleach_proto::device::local_server::Local;
 use pleach_proto::device::{FeedbackRequest, FeedbackResponse, StatusRequest, StatusResponse};
 use pleach_proto::inference::grpc_inference_service_server::GrpcInferenceService;
+use pleach_proto::inference::infer_parameter::ParameterChoice;
 use pleach_proto::inference::model_infer_response::InferOutputTensor;
 use pleach_proto::inference::model_metadata_response::TensorMetadata;
+use pleach_proto::inference::repository_index_response::ModelIndex;
 use pleach_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
-    ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
+    ServerReadyRequest, ServerReadyResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -67,15 +70,24 @@ impl GrpcInferenceService for Services {
         }))
     }
 
+    async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Result<Response<RepositoryIndexResponse>, Status> {
+        Ok(Response::new(repository_index(&self.0, request.into_inner().ready)))
+    }
+
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let request = request.into_inner();
-        let ladder = self.0.serving(&request.model_name, &request.model_version)?;
+        let ladder = self.0.served(&request.model_name, &request.model_version).await?;
         let inputs = parse_inputs(&request)?;
         codec::check(&ladder.inputs, &inputs)?;
         let requested: Vec<_> = request.outputs.iter().map(|o| o.name.as_str()).collect();
         let places = codec::select(&ladder.outputs, &requested)?;
         let id = codec::request_id(&request.id)?;
-        let results = ladder.infer(id.clone(), inputs).await?;
+        let timeout_us = match request.parameters.get("timeout").and_then(|p| p.parameter_choice.as_ref()) {
+            Some(ParameterChoice::Int64Param(us)) => Some(*us),
+            Some(ParameterChoice::Uint64Param(us)) => i64::try_from(*us).ok(),
+            _ => None,
+        };
+        let results = ladder.infer(id.clone(), inputs, codec::limit(timeout_us)).await?;
         let raw = !request.raw_input_contents.is_empty();
         let mut response = ModelInferResponse {
             model_name: ladder.model.clone(),
@@ -97,6 +109,12 @@ impl GrpcInferenceService for Services {
         }
         Ok(Response::new(response))
     }
+}
+
+/// What the gRPC side of the repository index says.
+fn repository_index(host: &Host, ready: bool) -> RepositoryIndexResponse {
+    let line = |l: codec::IndexLine| ModelIndex { name: l.name, version: l.version, state: l.state.into(), reason: l.reason.into() };
+    RepositoryIndexResponse { models: codec::index(host, ready).into_iter().map(line).collect() }
 }
 
 fn parse_inputs(request: &ModelInferRequest) -> Result<Named, ServeError> {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -16,15 +17,20 @@ use pleach_inference::{OrtRuntime, measure_kernels};
 use pleach_proto::fleet::MeasurementSet;
 use prost::Message;
 use rustix::fs::{SealFlags, fcntl_get_seals};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::runtime::error::{Failure, ServeError};
-use crate::runtime::ladder::Ladder;
-use crate::runtime::telemetry::Telemetry;
+use crate::runtime::ladder::{Ladder, Serving};
+use crate::runtime::metrics::Now;
+use crate::runtime::telemetry::{self, Telemetry};
 
 /// Bundles loaded at the same time: the serving one, the next one, and one on its way out.
 const MAX_LADDERS: usize = 4;
 /// Largest file that the control half may hand over.
 const MAX_MEMORY_BYTES: u64 = 4 << 30;
+/// Longest that a request waits for the proven bundle after a start.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const MAX_MEASURED_MODELS: usize = 8_192;
 const MAX_INPUT_ELEMENTS: usize = 64 << 20;
 /// Nice value of threads that time models: the application and inference go first.
@@ -35,12 +41,16 @@ const MEASURING_NICE: i32 = 10;
 pub(crate) struct Host {
     runtime: OrtRuntime,
     device_id: String,
-    queue: usize,
+    serving: Serving,
     telemetry: Arc<Telemetry>,
     ladders: Mutex<BTreeMap<Digest, Arc<Ladder>>>,
     active: RwLock<Option<Active>>,
+    /// Whether the control half is about to bring the proven bundle back: requests wait for it.
+    expected: watch::Sender<bool>,
     /// One measurement at a time, or they disturb each other.
     measuring: Mutex<()>,
+    /// Whether the device is hot or short of memory.
+    pressed: Arc<AtomicBool>,
 }
 
 /// The bundle that serves.
@@ -66,16 +76,18 @@ impl Active {
 }
 
 impl Host {
-    /// A host that serves nothing yet; `queue` requests may wait for each bundle.
-    pub(crate) fn new(runtime: OrtRuntime, device_id: String, queue: usize) -> Self {
+    /// A host that serves nothing yet.
+    pub(crate) fn new(runtime: OrtRuntime, device_id: String, serving: Serving) -> Self {
         Self {
             runtime,
             device_id,
-            queue,
+            serving,
             telemetry: Arc::new(Telemetry::new()),
             ladders: Mutex::default(),
             active: RwLock::default(),
+            expected: watch::Sender::new(false),
             measuring: Mutex::default(),
+            pressed: Arc::default(),
         }
     }
 
@@ -90,6 +102,19 @@ impl Host {
     /// The bundle that serves.
     pub(crate) fn active(&self) -> Option<Active> {
         self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets requests wait for the bundle that the control half brings next.
+    pub(crate) fn expect_bundle(&self) {
+        self.expected.send_replace(true);
+    }
+
+    /// As [`Host::serving`], after waiting for a bundle that is on its way.
+    pub(crate) async fn served(&self, name: &str, version: &str) -> Result<Arc<Ladder>, ServeError> {
+        let mut expected = self.expected.subscribe();
+        // Too late is as good as not at all: the answer is then that nothing serves.
+        let _ = timeout(LONGEST_WAIT, expected.wait_for(|expected| !expected)).await;
+        self.serving(name, version)
     }
 
     /// The bundle that serves, when it is the model and version asked for; an empty version is any.
@@ -123,7 +148,10 @@ impl Host {
         if self.ladders().len() >= MAX_LADDERS {
             return Err(Failure::new("load", format!("{MAX_LADDERS} bundles are loaded: expected fewer, unload one first")));
         }
-        let ladder = Ladder::load(&self.runtime, digest, payload, self.queue, &self.telemetry)?;
+        let loaded = Ladder::load(&self.runtime, digest, payload, self.serving, &self.telemetry, &self.pressed);
+        let ladder = loaded.inspect_err(|_| {
+            self.expected.send_replace(false);
+        })?;
         tracing::info!(bundle.digest = %digest, model = ladder.model, version = ladder.version, "bundle loaded and proved");
         self.ladders().insert(digest, Arc::new(ladder));
         Ok(())
@@ -138,6 +166,8 @@ impl Host {
             Some(current) if current.ladder.digest == digest => current.probation = probation,
             _ => *active = Some(Active { requests: ladder.requests(), errors: ladder.errors(), ladder, probation }),
         }
+        drop(active);
+        self.expected.send_replace(false);
         tracing::info!(bundle.digest = %digest, probation, "bundle serves");
         Ok(())
     }
@@ -149,6 +179,31 @@ impl Host {
         if active.as_ref().is_some_and(|a| a.ladder.digest == digest) {
             *active = None;
         }
+    }
+
+    /// Whether slimmer rungs should serve because the device is hot or short of memory.
+    pub(crate) fn press(&self, pressed: bool) {
+        self.pressed.store(pressed, Ordering::Relaxed);
+    }
+
+    /// Every loaded bundle, and whether it serves.
+    pub(crate) fn loaded(&self) -> Vec<(Arc<Ladder>, bool)> {
+        let active = self.active().map(|a| a.ladder.digest);
+        self.ladders().values().map(|l| (Arc::clone(l), Some(l.digest) == active)).collect()
+    }
+
+    /// Counters for Prometheus.
+    pub(crate) fn metrics(&self) -> String {
+        let active = self.active().map(|a| a.ladder);
+        let now = Now {
+            bundle: active.as_ref().map(|l| l.digest.to_string()).unwrap_or_default(),
+            model: active.as_ref().map(|l| l.model.as_str()).unwrap_or_default(),
+            version: active.as_ref().map_or(0, |l| l.version),
+            waiting: active.as_ref().map_or(0, |l| l.waiting()),
+            resident_bytes: telemetry::resident_bytes(),
+            cpu_us: telemetry::process_cpu_us(),
+        };
+        self.telemetry.totals().render(&now)
     }
 
     /// Closes the open windows.

@@ -1,7 +1,10 @@
-//! A loaded bundle: its rungs proved against their known answers, and the one thread that runs the serving rung.
+//! A loaded bundle: its rungs proved against their known answers, and the way to the one thread that runs them.
+
+mod step;
+mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,23 +12,19 @@ use pleach_artifact::{ArtifactError, BundleManifest, NamedTensor, Payload, Rung}
 use pleach_domain::runtime::{LoadedModel, Optimization, Runtime, TensorSpec};
 use pleach_domain::{Digest, Element, Tensor};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 
 use crate::runtime::error::{Failure, ServeError};
 use crate::runtime::telemetry::{Source, Telemetry};
+
+pub(crate) use worker::Serving;
+use worker::{Job, Running, Worker};
 
 /// Calls after the known-answer test that bring caches and allocators to their working state.
 const WARM_UP_CALLS: usize = 2;
 
 /// Tensors by name, in the order given.
 pub(crate) type Named = Vec<(String, Tensor)>;
-
-/// One request on its way to the model.
-struct Job {
-    id: String,
-    inputs: Named,
-    admitted: Instant,
-    reply: oneshot::Sender<Result<Vec<Tensor>, ServeError>>,
-}
 
 /// A loaded bundle. The thread behind it ends when the last clone is dropped and its queue is empty.
 #[derive(Debug)]
@@ -36,13 +35,14 @@ pub(crate) struct Ladder {
     pub(crate) model: String,
     /// Version of the model.
     pub(crate) version: u64,
-    /// The rung that serves.
+    /// The fullest rung.
     pub(crate) rung: String,
     /// What the model takes.
     pub(crate) inputs: Vec<TensorSpec>,
     /// What the model gives.
     pub(crate) outputs: Vec<TensorSpec>,
     counters: Arc<Counters>,
+    telemetry: Arc<Telemetry>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -56,54 +56,61 @@ struct Counters {
 }
 
 impl Ladder {
-    /// Parses a payload, loads every rung and tests its known answer. The fullest rung serves.
+    /// Parses a payload, loads every rung and tests its known answer.
     pub(crate) fn load(
         runtime: &dyn Runtime,
         digest: Digest,
         payload: &[u8],
-        queue: usize,
+        serving: Serving,
         telemetry: &Arc<Telemetry>,
+        pressed: &Arc<AtomicBool>,
     ) -> Result<Self, Failure> {
         let payload = Payload::parse(payload).map_err(|error| {
             let check = if matches!(error, ArtifactError::RungDigest { .. }) { "rung-digest" } else { "payload" };
             Failure::of(check, &error)
         })?;
         let manifest = payload.manifest();
-        let mut serving = None;
+        let mut rungs = Vec::with_capacity(manifest.rungs.len());
         for rung in &manifest.rungs {
-            serving = Some((rung, prove(runtime, manifest, rung, payload.rung(rung))?));
+            let model = prove(runtime, manifest, rung, payload.rung(rung))?;
+            let classes = classes(manifest, model.outputs());
+            rungs.push(Running { source: Source { bundle: digest, rung: rung.name.clone(), classes }, model });
         }
-        let (rung, model) = serving.ok_or_else(|| Failure::new("payload", "the ladder has no rung"))?;
-        let (inputs, outputs) = (model.inputs().to_vec(), model.outputs().to_vec());
+        let fullest = rungs.last().ok_or_else(|| Failure::new("payload", "the ladder has no rung"))?;
+        let (rung, inputs, outputs) = (fullest.source.rung.clone(), fullest.model.inputs().to_vec(), fullest.model.outputs().to_vec());
         let counters = Arc::new(Counters::default());
-        let source = Source { bundle: digest, rung: rung.name.clone(), classes: classes(manifest, &outputs) };
-        let (jobs, queued) = mpsc::channel(queue.max(1));
-        let (counted, recorded) = (Arc::clone(&counters), Arc::clone(telemetry));
-        thread::Builder::new()
-            .name("inference".to_owned())
-            .spawn(move || work(model, queued, &source, &counted, &recorded))
-            .map_err(|error| Failure::of("load", &error))?;
-        Ok(Self {
-            digest,
-            model: manifest.model.to_string(),
-            version: manifest.version,
-            rung: rung.name.clone(),
-            inputs,
-            outputs,
-            counters,
-            jobs,
-        })
+        let (jobs, queued) = mpsc::channel(serving.queue.max(1));
+        let worker =
+            Worker { rungs, serving, counters: Arc::clone(&counters), telemetry: Arc::clone(telemetry), pressed: Arc::clone(pressed) };
+        let spawned = thread::Builder::new().name("inference".to_owned()).spawn(move || worker.work(queued));
+        spawned.map_err(|error| Failure::of("load", &error))?;
+        let (model, version) = (manifest.model.to_string(), manifest.version);
+        Ok(Self { digest, model, version, rung, inputs, outputs, counters, telemetry: Arc::clone(telemetry), jobs })
     }
 
-    /// Queues a request and waits for its answer; outputs come in the order of [`Ladder::outputs`].
-    pub(crate) async fn infer(&self, id: String, inputs: Named) -> Result<Vec<Tensor>, ServeError> {
+    /// Queues a request and waits for its answer, at most `limit`; outputs come in the order of [`Ladder::outputs`].
+    pub(crate) async fn infer(&self, id: String, inputs: Named, limit: Option<Duration>) -> Result<Vec<Tensor>, ServeError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { id, inputs, admitted: Instant::now(), reply };
+        let admitted = Instant::now();
+        let deadline = limit.and_then(|limit| admitted.checked_add(limit));
+        let job = Job { id, inputs, admitted, deadline, reply };
         self.jobs.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => ServeError::Overloaded { waiting: self.jobs.max_capacity() },
+            mpsc::error::TrySendError::Full(_) => {
+                self.telemetry.totals().refused();
+                ServeError::Overloaded { waiting: self.jobs.max_capacity() }
+            }
             mpsc::error::TrySendError::Closed(_) => ServeError::Failed("the model's thread has ended".to_owned()),
         })?;
-        answer.await.map_err(|_| ServeError::Failed("the model's thread has ended".to_owned()))?
+        let ended = |_| ServeError::Failed("the model's thread has ended".to_owned());
+        match deadline {
+            Some(deadline) => timeout_at(deadline.into(), answer).await.map_err(|_| ServeError::Deadline)?.map_err(ended)?,
+            None => answer.await.map_err(ended)?,
+        }
+    }
+
+    /// Requests that wait for the model.
+    pub(crate) fn waiting(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
     }
 
     /// Requests answered or failed.
@@ -122,34 +129,6 @@ impl Ladder {
             0 => None,
             since => Some(Duration::from_millis(uptime_ms().saturating_sub(since - 1))),
         }
-    }
-}
-
-fn work(mut model: Box<dyn LoadedModel>, mut jobs: mpsc::Receiver<Job>, source: &Source, counters: &Counters, telemetry: &Telemetry) {
-    while let Some(job) = jobs.blocking_recv() {
-        if job.reply.is_closed() {
-            continue;
-        }
-        let started = Instant::now();
-        counters.running_since.store(uptime_ms() + 1, Ordering::Relaxed);
-        let inputs: Vec<_> = job.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let result = model.run(&inputs);
-        counters.running_since.store(0, Ordering::Relaxed);
-        counters.requests.fetch_add(1, Ordering::Relaxed);
-        // The record is made before the answer leaves, so that feedback on it always finds it.
-        let reply = match result {
-            Ok(outputs) => {
-                telemetry.answered(source, job.id, job.admitted.elapsed(), started.elapsed(), outputs.first());
-                Ok(outputs)
-            }
-            Err(error) => {
-                counters.errors.fetch_add(1, Ordering::Relaxed);
-                telemetry.failed(source, started.elapsed());
-                tracing::warn!(bundle.digest = %source.bundle, error = crate::error::chain(&*error), "inference failed");
-                Err(ServeError::Failed(crate::error::chain(&*error)))
-            }
-        };
-        let _ = job.reply.send(reply);
     }
 }
 

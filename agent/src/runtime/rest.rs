@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use pleach_domain::{Element, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::runtime::codec::{self, Content};
@@ -46,6 +46,9 @@ pub(crate) fn router(host: Arc<Host>) -> Router {
             post(async move |s: Shared, name: Path<String>, h: HeaderMap, b: Bytes| infer(s, unversioned(name), h, b).await),
         )
         .route(&format!("{version}/infer"), post(infer))
+        .route("/v2/models", get(model_list))
+        .route("/v2/repository/index", post(repository_index))
+        .route("/metrics", get(metrics))
         .route("/pleach/v1/status", get(status))
         .route("/pleach/v1/feedback", post(feedback))
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
@@ -60,12 +63,12 @@ impl IntoResponse for ServeError {
 
 #[derive(Deserialize)]
 struct InferRequest {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     parameters: Parameters,
     inputs: Vec<Input>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     outputs: Vec<RequestedOutput>,
 }
 
@@ -75,6 +78,13 @@ struct Parameters {
     binary_data_output: Option<bool>,
     binary_data_size: Option<usize>,
     binary_data: Option<bool>,
+    /// Microseconds that the request gives; negative or 0: no limit.
+    timeout: Option<i64>,
+}
+
+/// A field that some clients send as `null` where others leave it out.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -82,7 +92,7 @@ struct Input {
     name: String,
     shape: Vec<i64>,
     datatype: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     parameters: Parameters,
     #[serde(default)]
     data: Option<Value>,
@@ -91,7 +101,7 @@ struct Input {
 #[derive(Deserialize)]
 struct RequestedOutput {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     parameters: Parameters,
 }
 
@@ -148,6 +158,29 @@ async fn server_ready(State(host): Shared) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "ready": ready })))
 }
 
+/// Names of the models that serve, as KServe lists them.
+async fn model_list(State(host): Shared) -> Json<Value> {
+    let names: Vec<_> = codec::index(&host, true).into_iter().map(|line| line.name).collect();
+    Json(json!({ "models": names }))
+}
+
+#[derive(Default, Deserialize)]
+struct IndexRequest {
+    #[serde(default)]
+    ready: bool,
+}
+
+async fn repository_index(State(host): Shared, body: Bytes) -> Result<Json<Value>, ServeError> {
+    let request = if body.is_empty() { Ok(IndexRequest::default()) } else { serde_json::from_slice(&body) };
+    let request = request.map_err(|e| ServeError::invalid(format!("index: {e}")))?;
+    let line = |l: codec::IndexLine| json!({ "name": l.name, "version": l.version, "state": l.state, "reason": l.reason });
+    Ok(Json(codec::index(&host, request.ready).into_iter().map(line).collect()))
+}
+
+async fn metrics(State(host): Shared) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], host.metrics())
+}
+
 async fn model_ready(State(host): Shared, Path((name, version)): Model) -> Result<Json<Value>, ServeError> {
     host.serving(&name, &version)?;
     Ok(Json(json!({ "name": name, "ready": true })))
@@ -169,7 +202,7 @@ async fn model_metadata(State(host): Shared, Path((name, version)): Model) -> Re
 }
 
 async fn infer(State(host): Shared, Path((name, version)): Model, headers: HeaderMap, body: Bytes) -> Result<Response, ServeError> {
-    let ladder = host.serving(&name, &version)?;
+    let ladder = host.served(&name, &version).await?;
     let (head, tail) = split(&headers, &body)?;
     let request: InferRequest = serde_json::from_slice(head).map_err(|e| ServeError::invalid(format!("request: {e}")))?;
     let inputs = parse_inputs(&request, tail)?;
@@ -177,7 +210,7 @@ async fn infer(State(host): Shared, Path((name, version)): Model, headers: Heade
     let names: Vec<_> = request.outputs.iter().map(|o| o.name.as_str()).collect();
     let places = codec::select(&ladder.outputs, &names)?;
     let id = codec::request_id(&request.id)?;
-    let results = ladder.infer(id.clone(), inputs).await?;
+    let results = ladder.infer(id.clone(), inputs, codec::limit(request.parameters.timeout)).await?;
     answer(&ladder, &request, &id, &places, &results)
 }
 

@@ -10,6 +10,7 @@ use pleach_domain::{Digest, LatencyHistogram, Tensor};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::runtime::error::ServeError;
+use crate::runtime::metrics::Totals;
 
 /// A label that is not known; ignored, as PyTorch's losses do.
 const UNLABELLED: i64 = -100;
@@ -29,7 +30,10 @@ pub(crate) struct Source {
 
 /// Windows and recent predictions, shared by all ladders of the process.
 #[derive(Debug)]
-pub(crate) struct Telemetry(Mutex<State>);
+pub(crate) struct Telemetry {
+    state: Mutex<State>,
+    totals: Totals,
+}
 
 #[derive(Debug)]
 struct State {
@@ -68,17 +72,24 @@ struct Prediction {
 
 impl Telemetry {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             opened: Instant::now(),
             opened_ms: now_ms(),
             cpu_us: process_cpu_us(),
             open: HashMap::new(),
             recent: Recent::default(),
-        }))
+        };
+        Self { state: Mutex::new(state), totals: Totals::default() }
+    }
+
+    /// What has been counted since the start.
+    pub(crate) fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     /// Counts an answer: `latency` from admission, `busy` in the model; remembers what it predicted.
     pub(crate) fn answered(&self, source: &Source, id: String, latency: Duration, busy: Duration, output: Option<&Tensor>) {
+        self.totals.answered(&source.rung, latency);
         let predicted = source.classes.zip(output).and_then(|(classes, output)| Some((classes, predictions(output, classes)?)));
         let mut state = self.state();
         let counts = state.counts(source);
@@ -92,6 +103,7 @@ impl Telemetry {
 
     /// Counts a request that the model failed.
     pub(crate) fn failed(&self, source: &Source, busy: Duration) {
+        self.totals.failed(&source.rung);
         let mut state = self.state();
         let counts = state.counts(source);
         counts.requests += 1;
@@ -155,7 +167,7 @@ impl Telemetry {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,7 +203,7 @@ impl Recent {
 }
 
 /// The class of each row, where the output is scores `[rows, classes]`.
-fn predictions(output: &Tensor, classes: usize) -> Option<Vec<u16>> {
+pub(crate) fn predictions(output: &Tensor, classes: usize) -> Option<Vec<u16>> {
     let scores = output.as_fp32()?;
     let &[_, width] = output.shape() else { return None };
     if width != classes || !(1..=MAX_CLASSES).contains(&classes) {
@@ -206,12 +218,12 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn process_cpu_us() -> u64 {
+pub(crate) fn process_cpu_us() -> u64 {
     let used = clock_gettime(ClockId::ProcessCPUTime);
     u64::try_from(used.tv_sec * 1_000_000 + used.tv_nsec / 1_000).unwrap_or(0)
 }
 
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes: u64 = line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0);

@@ -30,12 +30,14 @@ use tonic::transport::{Channel, Endpoint};
 use super::channel::{Receiver, send};
 use super::error::ServeError;
 use super::host::Host;
+use super::ladder::Serving;
 use super::server::Listeners;
 use super::{codec, control};
 use crate::supervisor::SealedMemory;
 
 const OLD: Digest = Digest::new([1; 32]);
 const NEW: Digest = Digest::new([2; 32]);
+const TOKEN: &str = "0123456789abcdef";
 
 fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -46,7 +48,11 @@ fn runtime() -> OrtRuntime {
 }
 
 fn host(queue: usize) -> Arc<Host> {
-    Arc::new(Host::new(runtime(), "device-1".to_owned(), queue))
+    host_with(Serving { queue, ..Serving::default() })
+}
+
+fn host_with(serving: Serving) -> Arc<Host> {
+    Arc::new(Host::new(runtime(), "device-1".to_owned(), serving))
 }
 
 fn images(rows: usize) -> (Tensor, Vec<i64>) {
@@ -58,12 +64,26 @@ fn images(rows: usize) -> (Tensor, Vec<i64>) {
 
 /// A payload of the fixture model whose expected answer is off by `error`.
 fn payload(version: u64, error: f32) -> Vec<u8> {
+    payload_of(version, error, &["full"])
+}
+
+/// The same with these rungs, each of them the fixture model.
+fn payload_of(version: u64, error: f32, rungs: &[&str]) -> Vec<u8> {
     let onnx = fixture("fm-resnet/model.onnx");
     let mut model = runtime().load(&onnx, Optimization::All).unwrap();
     let (input, _) = images(2);
     let answer = model.run(&[("input", &input)]).unwrap().remove(0);
     let off = answer.as_fp32().unwrap().iter().map(|x| x + error).collect();
     let expected = Tensor::fp32(answer.shape().to_vec(), off).unwrap();
+    let output = model.outputs()[0].name.clone();
+    let rung = |(name, place): (&&str, u64)| Rung {
+        name: (*name).to_owned(),
+        offset_bytes: place * onnx.len() as u64,
+        length_bytes: onnx.len() as u64,
+        sha256: sha256(&onnx),
+        macs: 1 + place,
+        known_answer: KnownAnswer { outputs: vec![NamedTensor { name: output.clone(), tensor: expected.clone() }], rtol: 1e-3, atol: 1e-3 },
+    };
     let manifest = BundleManifest {
         format: MANIFEST_FORMAT,
         model: "fm-resnet".parse().unwrap(),
@@ -75,22 +95,12 @@ fn payload(version: u64, error: f32) -> Vec<u8> {
         outputs: model.outputs().to_vec(),
         request_batch: 1,
         known_answer_inputs: vec![NamedTensor { name: "input".to_owned(), tensor: input }],
-        rungs: vec![Rung {
-            name: "full".to_owned(),
-            offset_bytes: 0,
-            length_bytes: onnx.len() as u64,
-            sha256: sha256(&onnx),
-            macs: 1,
-            known_answer: KnownAnswer {
-                outputs: vec![NamedTensor { name: model.outputs()[0].name.clone(), tensor: expected }],
-                rtol: 1e-3,
-                atol: 1e-3,
-            },
-        }],
+        rungs: rungs.iter().zip(0u64..).map(rung).collect(),
         created_at_ms: 0,
     };
     let mut bytes = Vec::new();
-    std::io::copy(&mut PayloadReader::new(&manifest, &[RungSource { onnx: &onnx }]).unwrap(), &mut bytes).unwrap();
+    let sources: Vec<_> = rungs.iter().map(|_| RungSource { onnx: &onnx }).collect();
+    std::io::copy(&mut PayloadReader::new(&manifest, &sources).unwrap(), &mut bytes).unwrap();
     bytes
 }
 
@@ -113,8 +123,10 @@ impl Api {
     async fn start(host: Arc<Host>) -> Self {
         let folder = TempDir::new().unwrap();
         let (socket, stop) = (folder.path().join("inference.sock"), CancellationToken::new());
-        let listeners = Listeners::bind(&socket, Some("127.0.0.1:0".parse().unwrap())).await.unwrap();
-        let loopback = listeners.loopback().unwrap();
+        let bound = crate::listeners::Listeners::bind(&socket, Some(("127.0.0.1:0".parse().unwrap(), TOKEN.to_owned()))).unwrap();
+        let loopback = bound.loopback().unwrap();
+        let mut files = bound.files().map(|f| f.try_clone_to_owned().unwrap());
+        let listeners = Listeners { unix: files.next().unwrap(), loopback: Some((files.next().unwrap(), TOKEN.to_owned())) };
         tokio::spawn(listeners.serve(Arc::clone(&host), stop.clone()));
         Self { folder, host, stop, loopback }
     }
@@ -281,30 +293,27 @@ async fn rest_answers_json_and_binary() {
 }
 
 #[tokio::test]
-async fn one_loopback_port_speaks_both_protocols() {
+async fn one_loopback_port_speaks_both_protocols_to_those_with_its_token() {
     let api = Api::start(serving(8)).await;
     let endpoint = Endpoint::from_shared(format!("http://{}", api.loopback)).unwrap();
     let mut client = GrpcInferenceServiceClient::new(endpoint.connect().await.unwrap());
-    assert!(client.server_ready(ServerReadyRequest {}).await.unwrap().into_inner().ready);
-    let mut stream = tokio::net::TcpStream::connect(api.loopback).await.unwrap();
-    stream.write_all(b"GET /v2 HTTP/1.1\r\nhost: device\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("binary_tensor_data"), "{answer}");
-    let elsewhere = Listeners::bind(&api.folder.path().join("b.sock"), Some("192.0.2.1:0".parse().unwrap())).await;
-    assert!(elsewhere.unwrap_err().to_string().contains("no loopback address"));
-}
-
-#[tokio::test]
-async fn socket_is_for_owner_and_group_and_replaces_a_stale_one() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = TempDir::new().unwrap();
-    let socket = folder.path().join("run/inference.sock");
-    drop(Listeners::bind(&socket, None).await.unwrap());
-    let _second = Listeners::bind(&socket, None).await.unwrap();
-    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
-    tokio::net::UnixStream::connect(&socket).await.unwrap();
-    assert_eq!(std::fs::read_dir(socket.parent().unwrap()).unwrap().count(), 1);
+    for (token, allowed) in [(Some(TOKEN), true), (Some("wrong"), false), (None, false)] {
+        let mut request = tonic::Request::new(ServerReadyRequest {});
+        let header = token.map_or(String::new(), |t| format!("authorization: Bearer {t}\r\n"));
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        match client.server_ready(request).await {
+            Ok(answer) => assert!(allowed && answer.into_inner().ready),
+            Err(status) => assert_eq!((allowed, status.code()), (false, Code::Unauthenticated)),
+        }
+        let mut stream = tokio::net::TcpStream::connect(api.loopback).await.unwrap();
+        stream.write_all(format!("GET /v2 HTTP/1.1\r\nhost: device\r\nconnection: close\r\n{header}\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (status, words) = if allowed { ("HTTP/1.1 200", "binary_tensor_data") } else { ("HTTP/1.1 401", "no valid token") };
+        assert!(answer.starts_with(status) && answer.contains(words), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -352,7 +361,7 @@ async fn overload_is_refused_at_once() {
     let mut requests = JoinSet::new();
     for i in 0..8 {
         let (ladder, inputs) = (Arc::clone(&ladder), vec![("input".to_owned(), images.clone())]);
-        requests.spawn(async move { ladder.infer(i.to_string(), inputs).await });
+        requests.spawn(async move { ladder.infer(i.to_string(), inputs, None).await });
     }
     let results = requests.join_all().await;
     let answered = results.iter().filter(|r| r.is_ok()).count();
@@ -435,13 +444,14 @@ struct Control {
 impl Control {
     fn start(host: Arc<Host>) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        std::thread::spawn(move || control::serve(theirs, host));
+        std::thread::spawn(move || control::serve(Receiver::new(theirs.try_clone().unwrap()), theirs, host));
         Self { receiver: Receiver::new(ours.try_clone().unwrap()), socket: ours, next: 0 }
     }
 
     fn ask(&mut self, request: request::Request, memory: Option<&SealedMemory>) -> Reply {
         self.next += 1;
-        send(&self.socket, &Request { id: self.next, request: Some(request) }, memory.map(AsFd::as_fd)).unwrap();
+        let files: Vec<_> = memory.iter().map(|m| m.as_fd()).collect();
+        send(&self.socket, &Request { id: self.next, request: Some(request) }, &files).unwrap();
         let reply: Reply = self.receiver.receive().unwrap().unwrap();
         assert_eq!(reply.id, self.next);
         reply
@@ -464,7 +474,7 @@ fn control_half_loads_activates_measures_and_collects() {
     assert_eq!(control.ask(activate, None).failure, None);
     let ladder = host.serving("fm-resnet", "1").unwrap();
     let executor = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    executor.block_on(ladder.infer("r".to_owned(), vec![("input".to_owned(), images(1).0)])).unwrap();
+    executor.block_on(ladder.infer("r".to_owned(), vec![("input".to_owned(), images(1).0)], None)).unwrap();
     let reply = control.ask(request::Request::Stats(Stats {}), None);
     let stats = reply.stats.unwrap();
     assert_eq!((stats.bundle_digest, stats.requests, stats.errors), (OLD.to_string(), 1, 0));
@@ -495,7 +505,7 @@ fn unsealed_memory_is_refused() {
 #[test]
 fn a_stop_of_the_control_half_ends_the_control_thread() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let serving = std::thread::spawn(move || control::serve(theirs, host(8)));
+    let serving = std::thread::spawn(move || control::serve(Receiver::new(theirs.try_clone().unwrap()), theirs, host(8)));
     drop(ours);
     serving.join().unwrap().unwrap();
 }
@@ -511,4 +521,131 @@ fn nested_json_reads_as_flat_and_bounds_hold() {
     }
     assert!(parse("FP32", &[i64::MAX, i64::MAX], json!([1.0])).is_err());
     assert!(parse("FP32", &[1; 9], json!([1.0])).is_err());
+}
+
+/// Value of a line of the metrics.
+fn metric(host: &Host, line: &str) -> f64 {
+    let text = host.metrics();
+    let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {line} in\n{text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_share_a_call_and_each_gets_its_own_rows() {
+    let host = host_with(Serving { queue: 64, batch_max_rows: 16, ..Serving::default() });
+    host.load_payload(OLD, &payload(1, 0.0)).unwrap();
+    host.activate(OLD, false).unwrap();
+    let ladder = host.serving("fm-resnet", "").unwrap();
+    let (all, _) = images(24);
+    let named = |x: Tensor| vec![("input".to_owned(), x)];
+    let expected = ladder.infer("all".into(), named(all.clone()), None).await.unwrap().remove(0);
+    // One long call first, so that the others wait together.
+    let (long, _) = images(500);
+    let mut requests = JoinSet::new();
+    let first = Arc::clone(&ladder);
+    requests.spawn(async move { (0, 0, first.infer("long".into(), named(long), None).await.unwrap().remove(0)) });
+    tokio::task::yield_now().await;
+    for (row, rows) in [(0usize, 1usize), (1, 2), (3, 1), (4, 8), (12, 8), (20, 4)] {
+        let (ladder, x) = (Arc::clone(&ladder), all.slice_rows(row, row + rows));
+        requests.spawn(
+            async move { (row, rows, ladder.infer(format!("{row}"), vec![("input".to_owned(), x)], None).await.unwrap().remove(0)) },
+        );
+    }
+    while let Some(done) = requests.join_next().await {
+        let (row, rows, got) = done.unwrap();
+        let want = expected.slice_rows(row, row + rows);
+        let near = |(g, w): (&f32, &f32)| (g - w).abs() < 1e-3;
+        assert!(rows == 0 || got.shape() == want.shape());
+        assert!(rows == 0 || got.as_fp32().unwrap().iter().zip(want.as_fp32().unwrap()).all(near), "{row}");
+    }
+    assert!(metric(&host, "pleach_shared_calls_total") >= 1.0, "{}", host.metrics());
+    assert_eq!(metric(&host, "pleach_requests_total{rung=\"full\",outcome=\"answered\"}"), 8.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_too_late_for_its_limit_is_not_run() {
+    let host = serving(8);
+    let ladder = host.serving("fm-resnet", "").unwrap();
+    let (long, _) = images(500);
+    let busy = tokio::spawn({
+        let ladder = Arc::clone(&ladder);
+        async move { ladder.infer("long".into(), vec![("input".to_owned(), long)], None).await }
+    });
+    tokio::task::yield_now().await;
+    let limit = Some(std::time::Duration::from_micros(1));
+    let late = ladder.infer("late".into(), vec![("input".to_owned(), images(1).0)], limit).await.unwrap_err();
+    assert!(matches!(late, ServeError::Deadline), "{late}");
+    busy.await.unwrap().unwrap();
+    ladder.infer("next".into(), vec![("input".to_owned(), images(1).0)], None).await.unwrap();
+    assert_eq!(metric(&host, "pleach_requests_expired_total"), 1.0);
+    assert_eq!(metric(&host, "pleach_requests_total{rung=\"full\",outcome=\"answered\"}"), 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pressed_device_serves_a_slimmer_rung_and_audits_it() {
+    let host = host_with(Serving { audit_share: 1.0, ..Serving::default() });
+    host.load_payload(OLD, &payload_of(1, 0.0, &["slim", "full"])).unwrap();
+    host.activate(OLD, false).unwrap();
+    let ladder = host.serving("fm-resnet", "").unwrap();
+    let infer = || ladder.infer(String::new(), vec![("input".to_owned(), images(4).0)], None);
+    infer().await.unwrap();
+    host.press(true);
+    infer().await.unwrap();
+    assert_eq!(metric(&host, "pleach_requests_total{rung=\"slim\",outcome=\"answered\"}"), 1.0);
+    assert_eq!(metric(&host, "pleach_requests_total{rung=\"full\",outcome=\"answered\"}"), 1.0);
+    // The next request comes after the audit, in the one thread.
+    while metric(&host, "pleach_audited_rows_total") < 4.0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(metric(&host, "pleach_agreed_rows_total"), metric(&host, "pleach_audited_rows_total"));
+    let rungs: Vec<_> = host.collect().into_iter().map(|w| (w.rung, w.requests)).collect();
+    assert!(rungs.contains(&("slim".to_owned(), 1)) && rungs.contains(&("full".to_owned(), 1)), "{rungs:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cascade_asks_the_fuller_rung_only_where_the_slim_one_is_not_sure() {
+    for (confidence, rung) in [(0.0, "slim"), (1.0, "full")] {
+        let host = host_with(Serving { cascade_confidence: Some(confidence), ..Serving::default() });
+        host.load_payload(OLD, &payload_of(1, 0.0, &["slim", "full"])).unwrap();
+        host.activate(OLD, false).unwrap();
+        let ladder = host.serving("fm-resnet", "").unwrap();
+        ladder.infer(String::new(), vec![("input".to_owned(), images(64).0)], None).await.unwrap();
+        assert_eq!(host.collect().remove(0).rung, rung);
+    }
+}
+
+#[tokio::test]
+async fn index_and_metrics_say_what_is_loaded_and_what_serves() {
+    let host = serving(8);
+    host.load_payload(NEW, &payload(2, 0.0)).unwrap();
+    let api = Api::start(host).await;
+    let (_, index) = api.json("POST", "/v2/repository/index", &json!({})).await;
+    let states: Vec<_> = index.as_array().unwrap().iter().map(|m| (m["version"].as_str().unwrap(), m["state"].as_str().unwrap())).collect();
+    assert_eq!(states, [("1", "READY"), ("2", "UNAVAILABLE")]);
+    let (_, index) = api.json("POST", "/v2/repository/index", &json!({ "ready": true })).await;
+    assert_eq!(index.as_array().unwrap().len(), 1);
+    let (_, models) = api.json("GET", "/v2/models", &json!({})).await;
+    assert_eq!(models, json!({ "models": ["fm-resnet"] }));
+    let (status, head, body) = api.http("GET", "/metrics", "", b"").await;
+    let text = String::from_utf8(body).unwrap();
+    assert!(status == 200 && head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(text.contains(&format!("pleach_bundle_info{{model=\"fm-resnet\",version=\"1\",bundle=\"{OLD}\"}} 1")), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_for_a_bundle_that_is_expected_and_no_longer_than_its_failure() {
+    let host = host(8);
+    host.expect_bundle();
+    let waiting = tokio::spawn({
+        let host = Arc::clone(&host);
+        async move { host.served("fm-resnet", "").await.map(|l| l.version) }
+    });
+    host.load_payload(OLD, &payload(1, 0.0)).unwrap();
+    assert!(!waiting.is_finished());
+    host.activate(OLD, false).unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+    let failing = self::host(8);
+    failing.expect_bundle();
+    failing.load_payload(OLD, b"nonsense").unwrap_err();
+    assert!(matches!(failing.served("fm-resnet", "").await, Err(ServeError::NoModel)));
 }

@@ -6,13 +6,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use pleach_agent::status::{self, Status};
+use pleach_agent::status::{self, Status as AgentStatus};
 use pleach_proto::fleet::event::State;
 use pleach_proto::inference::ModelInferRequest;
 use pleach_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use pleach_proto::inference::model_infer_request::InferInputTensor;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::bundle::{Bundle, fixture};
@@ -22,6 +23,7 @@ pub struct Agent {
     pub dir: tempfile::TempDir,
     url: String,
     child: Option<Child>,
+    flags: Vec<String>,
 }
 
 impl Agent {
@@ -30,7 +32,7 @@ impl Agent {
         assert!(std::env::var_os("ORT_DYLIB_PATH").is_some(), "ORT_DYLIB_PATH must name ONNX Runtime's library");
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("token"), lab.token()).unwrap();
-        Self { dir, url: lab.url(), child: None }
+        Self { dir, url: lab.url(), child: None, flags: Vec::new() }
     }
 
     /// Starts a new device of the lab.
@@ -42,7 +44,14 @@ impl Agent {
 
     /// A device that has proved `first` under sequence 1.
     pub async fn proven(lab: &Lab, first: &Bundle) -> Self {
-        let agent = Self::start(lab);
+        Self::proven_with(lab, first, &[]).await
+    }
+
+    /// The same, run with more flags.
+    pub async fn proven_with(lab: &Lab, first: &Bundle, flags: &[&str]) -> Self {
+        let mut agent = Self::new(lab);
+        agent.flags = flags.iter().map(|&f| f.to_owned()).collect();
+        agent.start_again();
         lab.wait_report("a profile", |r| r.profile.is_some()).await;
         lab.assign(first, 1);
         lab.wait_event(1, State::Probation).await;
@@ -60,7 +69,7 @@ impl Agent {
 
     /// Starts it again on the same state.
     pub fn start_again(&mut self) {
-        self.child = Some(self.command("run").spawn().unwrap());
+        self.child = Some(self.command("run").args(&self.flags).spawn().unwrap());
     }
 
     /// A command line of the agent on this device, its log in a file.
@@ -70,7 +79,13 @@ impl Agent {
         command.arg(subcommand).args(["--controller", &self.url, "--threads", "1"]);
         command.arg("--state-dir").arg(self.state()).arg("--token-file").arg(self.dir.path().join("token"));
         command.arg("--inference-socket").arg(self.socket());
-        command.env("PLEACH_AGENT_PROFILE_BUDGET_MS", "2").env("NO_COLOR", "1").stderr(Stdio::from(log)).stdout(Stdio::null());
+        command
+            .env("PLEACH_AGENT_PROFILE_BUDGET_MS", "2")
+            .env("PLEACH_AGENT_CALL_LIMIT_MS", "1000")
+            .env("PLEACH_AGENT_RUNTIME_MEMORY_MAX_BYTES", "1500000000")
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::from(log))
+            .stdout(Stdio::null());
         command
     }
 
@@ -110,7 +125,7 @@ impl Agent {
     }
 
     /// Waits until the agent says something of itself that fits.
-    pub async fn wait_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    pub async fn wait_status(&self, what: &str, wanted: impl Fn(&AgentStatus) -> bool) -> AgentStatus {
         let mut last = None;
         let found = tokio::time::timeout(PATIENCE, async {
             loop {
@@ -137,6 +152,12 @@ impl Agent {
             assert!(rest.is_empty() && got.len() == expected.len());
             assert!(got.iter().zip(expected).all(|(g, e)| (f32::from_le_bytes(*g) - e).abs() < 1e-3));
         }
+    }
+
+    /// Lets the model's thread misbehave, see `runtime::drill`; what came of it.
+    pub async fn drill(&self, what: &str) -> Status {
+        let drill = ModelInferRequest { id: format!("drill:{what}"), ..request() };
+        GrpcInferenceServiceClient::new(self.channel().await).model_infer(drill).await.unwrap_err()
     }
 
     async fn channel(&self) -> Channel {

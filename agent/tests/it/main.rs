@@ -4,7 +4,9 @@
 
 mod agent;
 mod bundle;
+mod clients;
 mod delivery;
 mod enrolment;
 mod lab;
 mod recovery;
+mod sandbox;

@@ -203,6 +203,30 @@ impl Tensor {
         };
         Self { shape, data }
     }
+
+    /// This tensor's rows and those of others behind them. Others that differ in more than rows are left out.
+    pub fn with_rows(&self, others: &[&Self]) -> Self {
+        let mut whole = self.clone();
+        for other in others.iter().filter(|o| o.shape.len() == self.shape.len() && o.shape.get(1..) == self.shape.get(1..)) {
+            let appended = match (&mut whole.data, &other.data) {
+                (Element::Fp32(v), Element::Fp32(more)) => append(v, more),
+                (Element::Fp64(v), Element::Fp64(more)) => append(v, more),
+                (Element::Int64(v), Element::Int64(more)) => append(v, more),
+                (Element::Int32(v), Element::Int32(more)) => append(v, more),
+                (Element::Uint8(v), Element::Uint8(more)) | (Element::Bool(v), Element::Bool(more)) => append(v, more),
+                _ => false,
+            };
+            if let Some(rows) = whole.shape.first_mut().filter(|_| appended) {
+                *rows += other.rows();
+            }
+        }
+        whole
+    }
+}
+
+fn append<T: Clone>(values: &mut Vec<T>, more: &[T]) -> bool {
+    values.extend_from_slice(more);
+    true
 }
 
 fn part<T: Clone>(values: &[T], range: std::ops::Range<usize>) -> Vec<T> {
