@@ -1,5 +1,7 @@
 //! Configuration: one TOML file, overridden by `PLEACH_AGENT_*` variables, overridden by flags.
 
+mod window;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,6 +14,8 @@ use pleach_inference::LIBRARY_VARIABLE;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AgentError;
+
+pub use window::Window;
 
 /// Everything an operator can set. Every key has a default but `controller`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +53,14 @@ pub struct Config {
     pub call_limit_ms: u64,
     /// Bytes of memory that the runtime may take; absent: what the service has.
     pub runtime_memory_max_bytes: Option<u64>,
+    /// When a staged bundle may be activated, e.g. `["sat 02:00-04:30"]`, in UTC; empty: at any time.
+    pub maintenance_windows: Vec<Window>,
+    /// File that an application locks, as with flock(1), while no bundle may be activated; absent: none.
+    pub update_lock_file: Option<PathBuf>,
+    /// Whether bundles are activated only while the device has mains power.
+    pub activate_on_power_only: bool,
+    /// Degrees Celsius above which no bundle is activated and slimmer rungs serve; absent: no limit.
+    pub temperature_max_c: Option<u16>,
     /// Milliseconds between signs of life on an idle stream.
     pub ping_interval_ms: u64,
     /// Milliseconds spent on each standard kernel when the device is profiled.
@@ -78,6 +90,10 @@ impl Default for Config {
             audit_share: 0.01,
             call_limit_ms: 30_000,
             runtime_memory_max_bytes: None,
+            maintenance_windows: Vec::new(),
+            update_lock_file: None,
+            activate_on_power_only: false,
+            temperature_max_c: None,
             ping_interval_ms: 120_000,
             profile_budget_ms: 150,
             spool_max_bytes: 16 << 20,

@@ -6,6 +6,8 @@
 
 mod attempt;
 mod bundle;
+mod conditions;
+mod door;
 mod download;
 mod engine;
 mod failure;
@@ -15,6 +17,8 @@ mod report;
 mod slot;
 mod trust;
 
+pub use door::{Answer, Question, knock, reset};
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +26,7 @@ use std::time::Duration;
 use pleach_domain::DeviceId;
 use pleach_proto::fleet::DesiredState;
 use pleach_proto::fleet::fleet_client::FleetClient;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -98,9 +102,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
     let (desired_tx, desired) = watch::channel(Desired::None);
     let (reports, reporter) = report::open(Arc::clone(&device), Arc::clone(&keys), spool, client.clone());
     // The reports of the engine's last words are spooled after it has ended, and the link goes first.
-    let engine = engine::Engine::new(Arc::clone(&device), Arc::clone(&keys), ledger_file, ledger, reports, client, desired);
+    let (asking, asked) = mpsc::channel(1);
+    let inbox = engine::Inbox { client, desired, asked };
+    let engine = engine::Engine::new(Arc::clone(&device), Arc::clone(&keys), ledger_file, ledger, reports, inbox);
     let mut tasks = JoinSet::new();
     tasks.spawn(link::run(Arc::clone(&device), keys, enrolled, client_tx, desired_tx, stop.clone()));
+    tasks.spawn(door::serve(Arc::clone(&device), asking, stop.clone()));
     tasks.spawn(engine.run(stop));
     tasks.spawn(reporter.run());
     while let Some(ended) = tasks.join_next().await {

@@ -36,6 +36,24 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// No agent runs on this state folder.
+    #[error("no agent answers on {}: is it running?", path.display())]
+    NoDoor {
+        /// Its socket for commands.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A command was not answered.
+    #[error("the agent did not answer on {}", path.display())]
+    Door {
+        /// Its socket for commands.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The inference API cannot listen.
     #[error("cannot listen on {}", at.display())]
     Listen {

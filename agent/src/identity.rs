@@ -119,6 +119,11 @@ impl Identity {
         files::write_atomic(&state.identity(), &json)
     }
 
+    /// Until when the certificate is valid, milliseconds since 1970 UTC.
+    pub fn not_after_ms(&self) -> i64 {
+        self.not_after_ms
+    }
+
     /// The device's id.
     pub fn device(&self) -> &DeviceId {
         &self.device

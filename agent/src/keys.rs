@@ -35,6 +35,14 @@ impl DeviceKeys {
         Ok(Self { identity: SigningKey::from_seed(&identity), sealing: SealingKey::from_slice(&*sealing)? })
     }
 
+    /// Reads the keys of a state folder; `None` where it has none.
+    ///
+    /// # Errors
+    /// As [`DeviceKeys::load_or_create`].
+    pub fn load(state: &StateDir) -> Result<Option<Self>, AgentError> {
+        if state.identity_key().exists() && state.sealing_key().exists() { Self::load_or_create(state).map(Some) } else { Ok(None) }
+    }
+
     /// The sealing key.
     pub fn sealing(&self) -> &SealingKey {
         &self.sealing

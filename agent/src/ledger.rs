@@ -79,6 +79,8 @@ pub struct Ledger {
     pub(crate) format: u32,
     /// The bundle that serves.
     pub proven: Option<Assigned>,
+    /// The bundle that was proven before that one, kept to go back to.
+    pub previous: Option<Assigned>,
     /// The bundle that is being tried.
     pub attempt: Option<Attempt>,
     /// The last assignment that failed.
@@ -135,6 +137,15 @@ impl LedgerFile {
                 Ok(empty())
             }
         }
+    }
+
+    /// Reads the ledger and changes nothing.
+    ///
+    /// # Errors
+    /// [`AgentError::Damaged`] for one that [`LedgerFile::load`] would put aside, [`AgentError::File`].
+    pub fn peek(&self) -> Result<Ledger, AgentError> {
+        let bytes = files::read_bounded(&self.path, MAX_LEDGER_BYTES)?;
+        bytes.map_or_else(|| Ok(empty()), |b| parse(&b).map_err(|reason| AgentError::Damaged { path: self.path.clone(), reason }))
     }
 
     /// Writes the ledger; after `Ok` it survives a power cut.

@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod boot;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -16,6 +17,7 @@ pub mod ledger;
 pub mod listeners;
 pub mod profile;
 pub mod runtime;
+pub mod service;
 pub mod spool;
 pub mod state;
 pub mod status;

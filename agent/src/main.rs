@@ -4,15 +4,17 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pleach_agent::check::{Finding, Verdict};
 use pleach_agent::clock::Clock;
 use pleach_agent::config::{Config, Flags};
+use pleach_agent::control::Question;
 use pleach_agent::keys::DeviceKeys;
 use pleach_agent::ledger::LedgerFile;
 use pleach_agent::runtime::RuntimeArgs;
 use pleach_agent::state::StateDir;
-use pleach_agent::{control, error, identity, runtime, status};
+use pleach_agent::{check, control, error, identity, runtime, status};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -46,6 +48,31 @@ enum Command {
         /// Form of the answer.
         #[arg(long, value_enum, default_value = "text")]
         output: Output,
+    },
+    /// Looks whether this device is fit to run: library, disk, identity, ledger, bundle, agent. Ends with 1 when something fails.
+    Check {
+        #[command(flatten)]
+        settings: Settings,
+        /// Form of the answer.
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Gives up the assignment that is being tried, or goes back to the bundle that was proven before.
+    Rollback(Settings),
+    /// Installs a bundle from a file, verified like one that comes from the controller.
+    Install {
+        /// The file, as `pleach` wrote it for this device.
+        bundle: PathBuf,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Forgets identity, keys, bundles and reports; the device has to enrol again. The agent must be stopped.
+    Reset {
+        /// Required: nothing of this can be undone.
+        #[arg(long, required = true)]
+        yes: bool,
+        #[command(flatten)]
+        settings: Settings,
     },
     /// The half that serves inference; `run` starts it.
     #[command(hide = true)]
@@ -102,7 +129,31 @@ fn act(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Check { settings, output } => looked(&executor()?.block_on(check::run(&settings.load()?)), output),
+        Command::Rollback(settings) => asked(&settings.load()?, Question::Rollback, None),
+        Command::Install { bundle, settings } => asked(&settings.load()?, Question::Install, Some(bundle)),
+        Command::Reset { yes: _, settings } => Ok(control::reset(&StateDir::open(&settings.load()?.state_dir)?)?),
     }
+}
+
+fn looked(findings: &[Finding], output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Text => findings.iter().for_each(|finding| println!("{finding}")),
+        Output::Json => println!("{}", serde_json::to_string_pretty(findings)?),
+    }
+    match findings.iter().filter(|f| f.verdict == Verdict::Failed).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} checks failed", findings.len()),
+    }
+}
+
+fn asked(config: &Config, question: Question, bundle: Option<PathBuf>) -> anyhow::Result<()> {
+    let answer = executor()?.block_on(control::knock(&config.state_dir, question, bundle))?;
+    if !answer.done {
+        bail!("{}", answer.words);
+    }
+    println!("{}", answer.words);
+    Ok(())
 }
 
 impl Settings {

@@ -7,12 +7,14 @@
 //! identity.json             device id, certificate chain, authority
 //! trust/root.json           newest trusted TUF root
 //! ledger.json               what is proven, what is being tried
+//! door.sock                 commands on this device
 //! bundles/<digest>.bundle   sealed bundles; .part and .leaves while they are downloaded
 //! spool/<sequence>.report   reports that the controller has not acknowledged
 //! ```
 //! Everything is 0700 or 0600, and nothing in it is a plain model.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +28,8 @@ use crate::files;
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
-    _lock: File,
+    /// None where the folder is only looked at.
+    _lock: Option<File>,
 }
 
 impl StateDir {
@@ -37,13 +40,45 @@ impl StateDir {
     pub fn open(root: &Path) -> Result<Self, AgentError> {
         for dir in [root.to_owned(), root.join("keys"), root.join("trust"), root.join("bundles"), root.join("spool")] {
             files::create_private_dir(&dir)?;
-            fs::set_permissions(&dir, Permissions::from_mode(0o700)).map_err(AgentError::file("protecting", &dir))?;
+            match fs::set_permissions(&dir, Permissions::from_mode(0o700)) {
+                // What is there serves; nothing new can come.
+                Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+                done => done.map_err(AgentError::file("protecting", &dir))?,
+            }
         }
         let path = root.join("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let lock = match lock {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            opened => opened,
+        };
         let lock = lock.map_err(AgentError::file("opening", &path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| AgentError::Locked { path: root.to_owned() })?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), _lock: Some(lock) })
+    }
+
+    /// A state folder that is only read: nothing is made in it, and an agent may hold it.
+    ///
+    /// # Errors
+    /// [`AgentError::File`] where there is none.
+    pub fn look(root: &Path) -> Result<Self, AgentError> {
+        fs::read_dir(root).map_err(AgentError::file("reading folder", root))?;
+        Ok(Self { root: root.to_owned(), _lock: None })
+    }
+
+    /// The socket for commands on this device.
+    pub fn door(&self) -> PathBuf {
+        Self::door_of(&self.root)
+    }
+
+    /// The same, of a folder that another process holds.
+    pub fn door_of(root: &Path) -> PathBuf {
+        root.join("door.sock")
+    }
+
+    /// Where an offline bundle is put together.
+    pub fn offline(&self) -> PathBuf {
+        self.root.join("offline")
     }
 
     /// The folder itself.

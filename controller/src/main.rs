@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use pleach_controller::config::{Config, LogFormat};
 use pleach_controller::serve;
 use pleach_inference::TELEMETRY_VARIABLE;
+use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -114,14 +116,33 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    tell(&[NotifyState::Ready]);
     let failed = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         () = running.failed() => true,
+        () = signs_of_life() => false,
     };
+    tell(&[NotifyState::Stopping]);
     running.shutdown().await;
     anyhow::ensure!(!failed, "a part of the controller failed; the log says which");
     Ok(())
+}
+
+/// Tells the service manager again and again that this process is alive, where it wants to know.
+async fn signs_of_life() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut tick = tokio::time::interval((limit / 2).max(Duration::from_millis(1)));
+    loop {
+        tick.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager does not listen");
+    }
 }
 
 /// Starts this program again with ONNX Runtime's telemetry switched off: a process cannot change its own environment safely.

@@ -4,6 +4,7 @@
 
 pub mod convert;
 pub mod error;
+pub mod offline;
 pub mod rest;
 
 pub use error::WireError;

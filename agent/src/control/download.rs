@@ -8,7 +8,7 @@ use std::time::Duration;
 use pleach_domain::Digest;
 use pleach_proto::fleet::fetch_response::Part;
 use pleach_proto::fleet::fleet_client::FleetClient;
-use pleach_proto::fleet::{FetchRequest, FetchResponse};
+use pleach_proto::fleet::{FetchHeader, FetchRequest, FetchResponse};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::{Client, Device};
 use crate::backoff::{Backoff, random};
 use crate::ledger::Assigned;
-use crate::profile;
+use crate::{files, profile};
 
 mod part;
 
@@ -30,7 +30,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Times that damaged bytes are asked for again.
 const DAMAGED_TRIES: u32 = 3;
 /// Bytes that stay free for the ledger and the spool.
-const RESERVE_BYTES: u64 = 4 << 20;
+pub(super) const RESERVE_BYTES: u64 = 4 << 20;
 
 /// Why one try ended.
 #[derive(Debug)]
@@ -56,13 +56,7 @@ pub(super) async fn bundle(device: Arc<Device>, client: watch::Receiver<Client>,
     let resumed = spawn_blocking(move || PartFile::resume(&folder, &wanted)).await.map_err(|e| Failure::new("storage", e.to_string()))?;
     let mut part = resumed?;
     let have = part.as_ref().map_or(0, PartFile::offset);
-    let (free, missing) = (profile::free_bytes(device.state.root()), assigned.length_bytes.saturating_sub(have));
-    if free < missing.saturating_add(RESERVE_BYTES) {
-        return Err(Failure::new(
-            "disk-full",
-            format!("{free} bytes are free, the download needs {missing} and {RESERVE_BYTES} in reserve"),
-        ));
-    }
+    room(&device, assigned.length_bytes.saturating_sub(have))?;
     let mut tries = Tries::new(client);
     while !part.as_ref().is_some_and(PartFile::is_whole) {
         let before = part.as_ref().map_or(0, PartFile::offset);
@@ -74,6 +68,76 @@ pub(super) async fn bundle(device: Arc<Device>, client: watch::Receiver<Client>,
     }
     let Some(part) = part else { return Ok(()) };
     spawn_blocking(move || part.finish()).await.map_err(|e| Failure::new("storage", e.to_string()))?
+}
+
+/// A bundle that comes from a file, verified like one that comes from the controller.
+pub(super) struct Offline {
+    device: Arc<Device>,
+    digest: Digest,
+    part: PartFile,
+}
+
+impl Offline {
+    /// Begins with what the file says of itself.
+    ///
+    /// # Errors
+    /// The checks `length`, `hash-tree`, `disk-full`, `storage`.
+    pub(super) fn begin(device: Arc<Device>, assigned: Assigned, header: FetchHeader) -> Result<Self, Failure> {
+        if header.length != assigned.length_bytes {
+            let words = format!("the bundle has {} bytes, signed are {}", header.length, assigned.length_bytes);
+            return Err(Failure::new("length", words));
+        }
+        room(&device, assigned.length_bytes)?;
+        files::create_private_dir(&device.state.offline()).map_err(|e| Failure::of_agent(&e))?;
+        // A file is read from its beginning, whatever came of an earlier one.
+        part::discard(&device.state.offline(), &assigned.digest)?;
+        let part = PartFile::begin(&device.state.offline(), &assigned, &header.leaves)?;
+        Ok(Self { device, digest: assigned.digest, part })
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.part.is_whole()
+    }
+
+    /// Takes bytes as they come.
+    ///
+    /// # Errors
+    /// The checks `chunk-hash`, `disk-full`, `storage`; what came so far is removed.
+    pub(super) async fn append(mut self, bytes: Vec<u8>) -> Result<Self, Failure> {
+        let appended = spawn_blocking(move || {
+            let appended = self.part.append(&bytes);
+            (self, appended)
+        });
+        let (offline, appended) = appended.await.map_err(|e| Failure::new("storage", e.to_string()))?;
+        match appended {
+            Ok(()) => Ok(offline),
+            Err(failure) => part::discard(&offline.device.state.offline(), &offline.digest).and(Err(failure)),
+        }
+    }
+
+    /// Puts the whole bundle where bundles are.
+    ///
+    /// # Errors
+    /// The checks `disk-full`, `storage`.
+    pub(super) async fn finish(self) -> Result<(), Failure> {
+        let moved = spawn_blocking(move || {
+            let Self { device, digest, part } = self;
+            part.finish()?;
+            let whole = device.state.offline().join(format!("{digest}.bundle"));
+            files::rename(&whole, &device.state.bundle(&digest)).map_err(|e| Failure::of_agent(&e))
+        });
+        moved.await.map_err(|e| Failure::new("storage", e.to_string()))?
+    }
+}
+
+/// Whether so many bytes fit beside what is reserved.
+fn room(device: &Device, missing: u64) -> Result<(), Failure> {
+    let free = profile::free_bytes(device.state.root());
+    if free < missing.saturating_add(RESERVE_BYTES) {
+        let words = format!("{free} bytes are free, the download needs {missing} and {RESERVE_BYTES} in reserve");
+        return Err(Failure::new("disk-full", words));
+    }
+    Ok(())
 }
 
 /// Downloads a blob that is no bundle into `sink` and checks its digest.

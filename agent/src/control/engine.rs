@@ -12,11 +12,12 @@ use pleach_domain::Digest;
 use pleach_domain::window::Window;
 use pleach_proto::fleet::Event;
 use pleach_proto::fleet::event::State;
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{self, Resume};
+use super::door::Asking;
 use super::failure::Failure;
 use super::measure::Outcome;
 use super::report::Reports;
@@ -28,14 +29,18 @@ use crate::error::{AgentError, chain};
 use crate::files;
 use crate::keys::DeviceKeys;
 use crate::ledger::{Assigned, Attempt, Ended, Ledger, LedgerFile, Step};
+use crate::service::Service;
 use crate::spool::Draft;
 use crate::supervisor::{Exit, RuntimeHandle, RuntimeStats, Standing, SupervisorError};
 
 mod assignment;
+mod command;
 mod telemetry;
 
 /// How often a bundle on probation is looked at.
 const PROBATION_LOOK: Duration = Duration::from_millis(200);
+/// How often the conditions of activation, heat and memory are looked at.
+const CONDITIONS_LOOK: Duration = Duration::from_secs(2);
 const DEFAULT_WINDOW: Duration = Duration::from_secs(10);
 /// A runtime that lived this long is healthy: the next restart is quick again.
 const HEALTHY: Duration = Duration::from_secs(60);
@@ -69,6 +74,7 @@ pub(super) struct Engine {
     reports: Reports,
     client: watch::Receiver<Client>,
     desired: watch::Receiver<Desired>,
+    asked: mpsc::Receiver<Asking>,
     phase: Phase,
     /// The download or the load of the current phase.
     work: Slot<Result<(), Failure>>,
@@ -86,8 +92,21 @@ pub(super) struct Engine {
     measuring: Slot<Outcome>,
     /// What the machine looked like when it was last compared with the reported profile.
     machine_checked: bool,
+    /// What activation waits for, so that it is logged once.
+    held: Option<String>,
+    service: Service,
+    /// Whether the runtime was told that the device is hot or short of memory.
+    pressed: bool,
     /// The deployment that was refused last, so that it is refused once.
     refused: Option<Digest>,
+}
+
+/// What comes to the engine from elsewhere.
+pub(super) struct Inbox {
+    pub(super) client: watch::Receiver<Client>,
+    pub(super) desired: watch::Receiver<Desired>,
+    /// From a person on the device.
+    pub(super) asked: mpsc::Receiver<Asking>,
 }
 
 impl Engine {
@@ -97,9 +116,9 @@ impl Engine {
         ledger_file: LedgerFile,
         ledger: Ledger,
         reports: Reports,
-        client: watch::Receiver<Client>,
-        desired: watch::Receiver<Desired>,
+        inbox: Inbox,
     ) -> Self {
+        let Inbox { client, desired, asked } = inbox;
         let trust = Trust::load(&device.state, device.clock.now_ms());
         let now = Instant::now();
         Self {
@@ -107,6 +126,7 @@ impl Engine {
             reports,
             client,
             desired,
+            asked,
             phase: Phase::Idle,
             work: Slot::empty(),
             runtime: None,
@@ -121,6 +141,9 @@ impl Engine {
             next_window: now + DEFAULT_WINDOW,
             measuring: Slot::empty(),
             machine_checked: false,
+            held: None,
+            service: Service::default(),
+            pressed: false,
             refused: None,
             device,
             keys,
@@ -135,6 +158,9 @@ impl Engine {
         self.wake_up().await;
         let mut look = interval(PROBATION_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signs = Service::sign_interval().map(interval);
+        let mut conditions = interval(CONDITIONS_LOOK);
+        conditions.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let on_probation = matches!(self.phase, Phase::Probation { .. });
             tokio::select! {
@@ -147,6 +173,13 @@ impl Engine {
                     self.machine_checked = false;
                     self.measure();
                 }
+                Some((ask, reply)) = self.asked.recv() => {
+                    let said = self.asked(ask).await;
+                    // The one who asked may have gone.
+                    let _ = reply.send(said);
+                }
+                () = sign(&mut signs) => self.service.alive(),
+                _ = conditions.tick() => self.look_at_conditions().await,
                 _ = look.tick(), if on_probation && self.stats.is_empty() => self.ask_stats(),
                 stats = self.stats.done() => self.look(stats).await,
                 () = sleep_until(self.next_window) => self.ask_windows(),
@@ -154,6 +187,7 @@ impl Engine {
                 outcome = self.measuring.done() => self.measured(outcome).await,
             }
         }
+        self.service.stopping();
         self.farewell().await;
     }
 
@@ -163,6 +197,8 @@ impl Engine {
     async fn wake_up(&mut self) {
         self.publish_known();
         self.sweep();
+        // What an interrupted installation left; most often nothing.
+        let _ = fs::remove_dir_all(self.device.state.offline());
         if let Some(proven) = self.ledger.proven.clone() {
             // The event may have been lost with the power; it changes nothing where it was not.
             self.tell(&proven, State::Proven, None).await;
@@ -216,7 +252,7 @@ impl Engine {
     }
 
     fn referred(&self) -> impl Iterator<Item = &Assigned> {
-        self.ledger.proven.iter().chain(self.ledger.attempt.as_ref().map(|a| &a.assigned))
+        self.ledger.proven.iter().chain(&self.ledger.previous).chain(self.ledger.attempt.as_ref().map(|a| &a.assigned))
     }
 
     // ---- the runtime half ----
@@ -260,6 +296,9 @@ impl Engine {
             Some(failure) => self.proven_does_not_serve(failure).await,
             None => self.note_recovery().await,
         }
+        self.pressed = false;
+        let proven = self.ledger.proven.as_ref();
+        self.service.ready(&proven.map_or("serves nothing yet".to_owned(), |p| format!("serves {} version {}", p.model, p.model_version)));
         if self.phase == Phase::Staged {
             self.load().await;
         }
@@ -379,6 +418,14 @@ impl Engine {
             detail: failure.map(|f| f.detail.chars().take(500).collect()).unwrap_or_default(),
             at_ms: self.device.clock.now_ms(),
         }
+    }
+}
+
+/// Waits for the next sign of life, for ever where the service manager wants none.
+async fn sign(signs: &mut Option<Interval>) {
+    match signs {
+        Some(signs) => drop(signs.tick().await),
+        None => std::future::pending().await,
     }
 }
 

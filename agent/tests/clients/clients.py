@@ -47,12 +47,13 @@ def refused(call, *words):
 
 
 def triton_over_http():
+    # A copy for each call: the client adds its own headers to what it is given.
     with triton_http.InferenceServerClient(ADDRESS) as client:
-        assert client.is_server_live(HEADERS) and client.is_server_ready(HEADERS) and client.is_model_ready(MODEL, headers=HEADERS)
-        assert not client.is_model_ready("nobody", headers=HEADERS) and not client.is_server_live()
+        assert client.is_server_live(HEADERS) and client.is_server_ready(HEADERS) and client.is_model_ready(MODEL, headers=dict(HEADERS))
+        assert not client.is_model_ready("nobody", headers=dict(HEADERS)) and not client.is_server_live()
         assert "binary_tensor_data" in client.get_server_metadata(HEADERS)["extensions"]
         assert [m["state"] for m in client.get_model_repository_index(HEADERS)] == ["READY"]
-        metadata = client.get_model_metadata(MODEL, headers=HEADERS)
+        metadata = client.get_model_metadata(MODEL, headers=dict(HEADERS))
         given = metadata["inputs"][0]
         name, x = sample((given["name"], given["datatype"], given["shape"]))
         output = metadata["outputs"][0]["name"]
@@ -63,16 +64,16 @@ def triton_over_http():
                     given = triton_http.InferInput(name, list(batch.shape), "FP32")
                     given.set_data_from_numpy(batch, binary_data=binary_in)
                     wanted = [triton_http.InferRequestedOutput(output, binary_data=binary_out)]
-                    answer = client.infer(MODEL, [given], outputs=wanted, request_id="r-1", headers=HEADERS)
+                    answer = client.infer(MODEL, [given], outputs=wanted, request_id="r-1", headers=dict(HEADERS))
                     assert answer.get_response()["id"] == "r-1"
                     same(answer.as_numpy(output), rows)
-        pending = [client.async_infer(MODEL, [given], headers=HEADERS) for _ in range(8)]
+        pending = [client.async_infer(MODEL, [given], headers=dict(HEADERS)) for _ in range(8)]
         [same(p.get_result().as_numpy(output), 3) for p in pending]
-        refused(lambda: client.infer("nobody", [given], headers=HEADERS), "404")
+        refused(lambda: client.infer("nobody", [given], headers=dict(HEADERS)), "404")
         refused(lambda: client.infer(MODEL, [given]), "401")
         wrong = triton_http.InferInput(name, [1], "FP32")
         wrong.set_data_from_numpy(np.zeros(1, np.float32))
-        refused(lambda: client.infer(MODEL, [wrong], headers=HEADERS), "400")
+        refused(lambda: client.infer(MODEL, [wrong], headers=dict(HEADERS)), "400")
 
 
 def triton_over_grpc(url, headers):

@@ -24,6 +24,8 @@ pub struct Agent {
     url: String,
     child: Option<Child>,
     flags: Vec<String>,
+    /// Variables that the agent gets.
+    pub variables: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -32,7 +34,7 @@ impl Agent {
         assert!(std::env::var_os("ORT_DYLIB_PATH").is_some(), "ORT_DYLIB_PATH must name ONNX Runtime's library");
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("token"), lab.token()).unwrap();
-        Self { dir, url: lab.url(), child: None, flags: Vec::new() }
+        Self { dir, url: lab.url(), child: None, flags: Vec::new(), variables: Vec::new() }
     }
 
     /// Starts a new device of the lab.
@@ -69,7 +71,7 @@ impl Agent {
 
     /// Starts it again on the same state.
     pub fn start_again(&mut self) {
-        self.child = Some(self.command("run").args(&self.flags).spawn().unwrap());
+        self.child = Some(self.command("run").args(&self.flags).envs(self.variables.clone()).spawn().unwrap());
     }
 
     /// A command line of the agent on this device, its log in a file.
@@ -82,15 +84,31 @@ impl Agent {
         command
             .env("PLEACH_AGENT_PROFILE_BUDGET_MS", "2")
             .env("PLEACH_AGENT_CALL_LIMIT_MS", "1000")
-            .env("PLEACH_AGENT_RUNTIME_MEMORY_MAX_BYTES", "1500000000")
+            .env("PLEACH_AGENT_RUNTIME_MEMORY_MAX_BYTES", "500000000")
             .env("NO_COLOR", "1")
             .stderr(Stdio::from(log))
             .stdout(Stdio::null());
         command
     }
 
+    /// Runs a command of the agent to its end: whether it went well, and what it printed.
+    pub fn ask(&self, subcommand: &str, arguments: &[&str]) -> (bool, String) {
+        let output = self.command(subcommand).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    }
+
     pub fn state(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// Process id of the control half.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Another address of the controller, from the next start on.
+    pub fn set_url(&mut self, url: String) {
+        self.url = url;
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -160,7 +178,7 @@ impl Agent {
         GrpcInferenceServiceClient::new(self.channel().await).model_infer(drill).await.unwrap_err()
     }
 
-    async fn channel(&self) -> Channel {
+    pub async fn channel(&self) -> Channel {
         let socket = self.socket();
         let connector = tower::service_fn(move |_: tonic::transport::Uri| {
             let socket = socket.clone();
@@ -182,7 +200,7 @@ impl Drop for Agent {
     }
 }
 
-fn request() -> ModelInferRequest {
+pub fn request() -> ModelInferRequest {
     let input = &fixture().input;
     let tensor = InferInputTensor {
         name: input.name.clone(),

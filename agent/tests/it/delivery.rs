@@ -1,5 +1,8 @@
 //! Assignments arrive, are proven or fail, and the device never stops serving what it had.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
 use pleach_proto::fleet::event::State;
 use pleach_proto::fleet::{MeasurementInput, MeasurementModel, MeasurementSet};
 use prost::Message;
@@ -21,8 +24,9 @@ async fn an_assignment_is_delivered_proven_and_measured() {
     agent.infer(5).await;
     lab.wait_event(2, State::Proven).await;
     agent.serves(&second).await;
-    let files: Vec<_> = std::fs::read_dir(agent.state().join("bundles")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(files, [std::ffi::OsString::from(format!("{}.bundle", second.digest))]);
+    // The one before is kept to go back to, and nothing else.
+    let files: BTreeSet<_> = std::fs::read_dir(agent.state().join("bundles")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(files, [first.digest, second.digest].map(|d| OsString::from(format!("{d}.bundle"))).into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,6 +66,7 @@ struct Script {
     fetches: Mutex<Vec<u64>>,
     faults: Mutex<Faults>,
     renewals: watch::Sender<u32>,
+    connections: watch::Sender<u32>,
 }
 
 struct KeyPairs {
@@ -116,6 +117,7 @@ impl Lab {
             fetches: Mutex::default(),
             faults: Mutex::default(),
             renewals: watch::Sender::default(),
+            connections: watch::Sender::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -210,6 +212,21 @@ impl Lab {
         });
     }
 
+    /// The file that carries a bundle to the device without a network.
+    pub fn offline(&self, bundle: &Bundle, sequence: u64) -> Vec<u8> {
+        let before = self.script.desired.borrow().clone();
+        self.assign(bundle, sequence);
+        let deployment = self.script.desired.borrow().deployment.clone().unwrap();
+        self.script.desired.send_modify(|desired| desired.deployment = before.deployment);
+        let header = FetchHeader { length: bundle.bytes.len() as u64, leaves: bundle.leaves.clone() };
+        [pleach_proto::offline::head(&deployment, &header), bundle.bytes.to_vec()].concat()
+    }
+
+    /// Sends the desired state again as a new one.
+    pub fn touch(&self) {
+        self.script.desired.send_modify(|desired| desired.generation += 1);
+    }
+
     /// Asks for a measurement.
     pub fn measure(&self, id: &str, set: Vec<u8>) {
         let digest = sha256(&set);
@@ -219,6 +236,16 @@ impl Lab {
             desired.generation += 1;
             desired.measurements.push(task);
         });
+    }
+
+    /// Streams that were opened so far.
+    pub fn connections(&self) -> u32 {
+        *self.script.connections.borrow()
+    }
+
+    /// Waits until there is one more than `before`.
+    pub async fn wait_connection(&self, before: u32) {
+        tokio::time::timeout(PATIENCE, self.script.connections.subscribe().wait_for(|n| *n > before)).await.unwrap().unwrap();
     }
 
     /// Waits until the device has renewed its certificate.
@@ -355,6 +382,7 @@ impl Fleet for Service {
     type FetchStream = Sent<FetchResponse>;
 
     async fn sync(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
+        self.0.connections.send_modify(|n| *n += 1);
         let mut inbound = request.into_inner();
         let mut desired = self.0.desired.subscribe();
         let (sender, receiver) = mpsc::channel(4);

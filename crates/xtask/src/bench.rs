@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what Pleach achieves, measured on this machine: a module for each bench, a table or JSON of each.
 
+mod agent;
 mod graph;
 mod prune;
 mod trust;
@@ -11,6 +12,8 @@ use crate::workspace::Workspace;
 /// What can be measured.
 #[derive(Subcommand)]
 pub(crate) enum Bench {
+    /// Memory, size, start, network, latency and recovery of the agent on a device, against the bars
+    Agent(agent::Options),
     /// Coupling groups of many models: the share that is prunable, time, memory, proofs
     Graph(graph::Options),
     /// Loss at measured speed-ups on the fixtures, against the bars
@@ -31,6 +34,7 @@ pub(crate) enum Output {
 /// Runs one bench; the result goes to stdout, progress to stderr.
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
     match bench {
+        Bench::Agent(options) => agent::run(workspace, options),
         Bench::Graph(options) => graph::run(workspace, options),
         Bench::Prune(options) => prune::run(workspace, options),
         Bench::Trust(options) => trust::run(options),

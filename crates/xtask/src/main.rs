@@ -1,10 +1,11 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `check`, `bench`. Each does its own set-up on a fresh machine.
+//! The project's own commands: `cargo xtask demo`, `test`, `check`, `bench`, `dist`. Each does its own set-up on a fresh machine.
 //!
 //! A tool, not a part of the product: errors go straight to a person, so they are `anyhow` throughout.
 
 mod bench;
 mod check;
 mod demo;
+mod dist;
 mod onnxruntime;
 mod postgres;
 mod process;
@@ -40,6 +41,8 @@ enum Command {
     /// Measure a part of Pleach and print a table, or JSON
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build Debian packages of agent, controller and command line
+    Dist(dist::Options),
     /// Fetch ONNX Runtime and print where the library is, for `ORT_DYLIB_PATH`
     Onnxruntime,
 }
@@ -61,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Test { rest } => test::run(&workspace, &rest),
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench(bench) => bench::run(&workspace, &bench),
+        Command::Dist(options) => dist::run(&workspace, &options),
         Command::Onnxruntime => {
             println!("{}", onnxruntime::ensure()?.display());
             Ok(())

@@ -14,6 +14,7 @@ use crate::control::attempt::{self, Course, Verdict};
 use crate::control::failure::Failure;
 use crate::control::{bundle, download, trust};
 use crate::ledger::{Assigned, Attempt, Ended, Step};
+use crate::profile;
 use crate::spool::Draft;
 use crate::supervisor::{RuntimeStats, Standing, SupervisorError};
 
@@ -30,7 +31,7 @@ impl Engine {
         self.measure();
     }
 
-    async fn consider(&mut self, deployment: &Deployment) {
+    pub(super) async fn consider(&mut self, deployment: &Deployment) {
         let identity = pleach_artifact::sha256(&deployment.encode_to_vec());
         if self.refused == Some(identity) {
             return;
@@ -85,6 +86,10 @@ impl Engine {
         self.abandon().await;
         tracing::info!(bundle = %assigned.digest, sequence = assigned.sequence, "a new assignment");
         self.ledger.attempt = Some(Attempt { assigned: assigned.clone(), step: Step::Delivering, boots: 0 });
+        // The way back is worth less than the way on.
+        if profile::free_bytes(self.device.state.root()) < assigned.length_bytes.saturating_add(download::RESERVE_BYTES) {
+            self.ledger.previous = None;
+        }
         self.sweep();
         if let Err(failure) = self.save() {
             return self.fail(failure).await;
@@ -132,6 +137,9 @@ impl Engine {
 
     pub(super) async fn load(&mut self) {
         let Some(runtime) = self.runtime.clone() else { return };
+        if self.must_wait() {
+            return;
+        }
         // Before anything is run of it: should it take the machine down, the next start knows.
         let Some(assigned) = self.set_step(Step::Probation).await else { return };
         self.phase = Phase::Loading;
@@ -177,6 +185,10 @@ impl Engine {
             return;
         }
         self.phase = Phase::Idle;
+        if let Some(old) = old.clone().filter(|old| old.digest != attempt.assigned.digest) {
+            self.ledger.previous = Some(old);
+            self.save_or_log();
+        }
         let proven = attempt.assigned;
         tracing::info!(bundle = %proven.digest, sequence = proven.sequence, "proven");
         self.publish_known();
