@@ -1,7 +1,6 @@
 //! Clients of the Open Inference Protocol that nobody here wrote: Triton's and KServe's.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,15 +45,15 @@ fn run(command: &mut Command) -> bool {
 async fn clients_of_triton_and_kserve_work_unchanged_on_socket_and_loopback() {
     let Some(python) = python() else { return };
     let lab = Lab::start().await;
-    // Free now, and asked for by nobody else in the instant before the agent takes it.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let agent = Agent::proven_with(&lab, &bundle(1), &["--listen-loopback", &address.to_string()]).await;
+    let agent = Agent::proven_with(&lab, &bundle(1), &["--listen-loopback", "127.0.0.1:0"]).await;
+    let log = agent.log();
+    let address = log.split("loopback=Some(").nth(1).and_then(|rest| rest.split(')').next()).unwrap();
     let token = fs::read_to_string(agent.dir.path().join("s.token")).unwrap();
     let expected = agent.dir.path().join("expected");
     fs::write(&expected, fixture().output.tensor.to_le_bytes()).unwrap();
     for which in ["triton", "kserve"] {
         let mut clients = Command::new(&python);
-        clients.arg(folder().join("clients.py")).arg(which).arg(address.to_string()).arg(&token).arg(agent.socket());
+        clients.arg(folder().join("clients.py")).arg(which).arg(address).arg(&token).arg(agent.socket());
         clients.arg("fm-resnet").arg(&expected);
         let passed = tokio::task::spawn_blocking(move || run(&mut clients)).await.unwrap();
         assert!(passed, "{which}, see above");

@@ -66,8 +66,6 @@ async fn a_bundle_from_a_file_is_installed_without_a_controller_and_only_as_it_w
     agent.wait_status("on probation", |s| s.bundle == digest).await;
     agent.infer(5).await;
     agent.serves(&second).await;
-    lab.restart().await;
-    lab.wait_event(2, State::Proven).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     let wanted: Vec<_> = all.into_iter().filter(|p| options.package.is_empty() || options.package.contains(p)).collect();
     let mut build = workspace.cargo(&["build"]);
     let crates: Vec<_> = wanted.iter().filter_map(|p| p.crate_name()).collect();
-    crates.iter().for_each(|name| drop(build.args(["--package", name])));
+    for name in &crates {
+        build.args(["--package", name]);
+    }
     if !options.debug {
         build.arg("--release");
     }
