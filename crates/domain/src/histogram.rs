@@ -55,6 +55,12 @@ impl LatencyHistogram {
         if self.0.is_empty() { 0 } else { self.0.value_at_quantile(q) }
     }
 
+    /// Calls that took longer than `us` microseconds, within the histogram's 1 %.
+    pub fn count_above(&self, us: u64) -> u64 {
+        let within = self.0.count_between(0, us.min(HIGHEST_US));
+        self.0.len().saturating_sub(within)
+    }
+
     /// Mean in microseconds; 0 when empty.
     pub fn mean_us(&self) -> f64 {
         self.0.mean()
@@ -112,6 +118,13 @@ mod tests {
         assert_eq!(a, all);
         let p95 = a.quantile_us(0.95) as f64;
         assert!((p95 / (1_900.0 * 7.0) - 1.0).abs() < 0.01, "{p95}");
+    }
+
+    #[test]
+    fn calls_above_a_time_are_counted() {
+        let mut a = LatencyHistogram::new();
+        (1..=100).for_each(|i| a.record_us(i * 1_000));
+        assert_eq!([a.count_above(0), a.count_above(95_500), a.count_above(u64::MAX)], [100, 5, 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::DomainError;
 use crate::id::{ClassId, ModelName, PolicyName};
 use crate::profile::check;
+pub use crate::rollout::RolloutRules;
 
 /// The rule that ranks the channels of a group before some of them go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,22 +47,6 @@ pub enum Schedule {
     /// One shot.
     #[default]
     Hard,
-}
-
-/// How a bundle proves itself on a device.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RolloutRules {
-    /// Good inferences that probation asks for.
-    pub probation_inferences: u32,
-    /// Longest probation in seconds.
-    pub probation_seconds: u32,
-}
-
-impl Default for RolloutRules {
-    fn default() -> Self {
-        Self { probation_inferences: 20, probation_seconds: 3_600 }
-    }
 }
 
 /// When the adaptation loop may change a class's budget.
@@ -128,7 +113,7 @@ pub struct Policy {
     /// In how many steps channels go.
     #[serde(default)]
     pub schedule: Schedule,
-    /// How a bundle proves itself.
+    /// How a bundle proves itself and spreads.
     #[serde(default)]
     pub rollout: RolloutRules,
     /// When the loop may change the budget.
@@ -168,7 +153,7 @@ impl Policy {
             a.headroom_share.to_string(),
             "less than adaptation.target_share",
         )?;
-        check(self.rollout.probation_seconds >= 1, "rollout.probation_seconds", "0".into(), "at least 1")
+        self.rollout.validate()
     }
 
     /// Whether the policy is for this class.
