@@ -4,12 +4,14 @@
 //! They are woken by whoever wrote a row and, as a fallback, by an interval. Decisions are made in `pleach-domain` and
 //! `pleach-prune`; here they are carried out.
 //!
-//! classify → measure → plan → prune (a job) → seal → roll out → assign → (the gateway delivers) → progress → adapt → plan
+//! classify → measure → plan → prune (a job) → seal → roll out → enlist → assign → (the gateway delivers) → progress → adapt → plan
 
 pub mod adapt;
 pub mod assign;
 pub mod classify;
+pub mod enlist;
 pub mod error;
+mod gates;
 pub(crate) mod ids;
 pub mod measure;
 pub mod plan;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use pleach_store::audit;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::{Controller, Shared};
@@ -90,7 +93,7 @@ macro_rules! stage {
     };
 }
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 11] = [
     stage!(publish),
     stage!(classify),
     stage!(measure),
@@ -98,6 +101,7 @@ const STAGES: [Stage; 10] = [
     stage!(prune),
     stage!(seal),
     stage!(rollout),
+    stage!(enlist),
     stage!(assign),
     stage!(progress),
     stage!(adapt),
@@ -127,6 +131,7 @@ async fn drive(stage: Stage, context: Arc<Context>, shutdown: CancellationToken)
     let interval = Duration::from_millis(context.controller.config.reconcile_interval_ms);
     let (mut pause, mut failing) = (interval, false);
     while !shutdown.is_cancelled() {
+        let begun = Instant::now();
         let outcome = tokio::select! {
             () = shutdown.cancelled() => return,
             outcome = (stage.run)(Arc::clone(&context)) => outcome,
@@ -139,6 +144,12 @@ async fn drive(stage: Stage, context: Arc<Context>, shutdown: CancellationToken)
             }
             Ok(Progress::Nothing) => {
                 (pause, failing) = (interval, false);
+                // Every report wakes everybody: looking takes at most a fifth of the time.
+                let rest = (begun.elapsed() * 4).min(interval);
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(rest) => {}
+                }
                 wait(&mut wake, pause, &shutdown).await;
             }
             Err(error) => {

@@ -2,6 +2,7 @@
 //!
 //! Every route names the least role that may use it; there is no way to add one without. Only `/healthz` and `/readyz` are open.
 
+mod api_tokens;
 mod auth;
 mod blobs;
 mod devices;
@@ -12,9 +13,11 @@ mod log;
 mod models;
 mod policies;
 pub mod problem;
+mod rollouts;
 mod telemetry;
 mod tokens;
 mod trust;
+mod why;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -41,6 +44,7 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/models", Viewer, get(models::list)),
         ("/api/v1/policies/{name}", Operator, put(policies::apply)),
         ("/api/v1/policies", Viewer, get(policies::list)),
+        ("/api/v1/api-tokens", Admin, post(api_tokens::create)),
         ("/api/v1/tokens", Admin, post(tokens::create)),
         ("/api/v1/tokens", Admin, get(tokens::list)),
         ("/api/v1/tokens/{id}/revoke", Admin, post(tokens::revoke)),
@@ -48,10 +52,18 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/devices/{id}", Viewer, get(devices::show)),
         ("/api/v1/devices/{id}/revoke", Admin, post(devices::revoke)),
         ("/api/v1/devices/{id}/approve", Admin, post(devices::approve)),
+        ("/api/v1/devices/{id}/labels", Operator, post(devices::label)),
+        ("/api/v1/devices/{id}/why", Viewer, get(why::why)),
         ("/api/v1/classes", Viewer, get(journey::classes)),
         ("/api/v1/variants", Viewer, get(journey::variants)),
         ("/api/v1/bundles", Viewer, get(journey::bundles)),
-        ("/api/v1/rollouts", Viewer, get(journey::rollouts)),
+        ("/api/v1/rollouts", Viewer, get(rollouts::list)),
+        ("/api/v1/rollouts/{id}", Viewer, get(rollouts::show)),
+        ("/api/v1/rollouts/{id}/pause", Operator, post(rollouts::pause)),
+        ("/api/v1/rollouts/{id}/resume", Operator, post(rollouts::resume)),
+        ("/api/v1/rollouts/{id}/abort", Operator, post(rollouts::abort)),
+        ("/api/v1/rollouts/{id}/undo", Operator, post(rollouts::undo)),
+        ("/api/v1/rollouts/{id}/approve", Operator, post(rollouts::approve)),
         ("/api/v1/deployments", Viewer, get(journey::deployments)),
         ("/api/v1/jobs", Viewer, get(journey::jobs)),
         ("/api/v1/windows", Viewer, get(telemetry::windows)),

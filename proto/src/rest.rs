@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use pleach_domain::Digest;
 use pleach_domain::adapt::{Evidence, FrontPoint, Outcome};
+use pleach_domain::gate::Reading;
 use pleach_domain::profile::HardwareProfile;
+use pleach_domain::rollout::RolloutRules;
 use pleach_domain::state::{BundleState, DeviceState, JobState, Observed, RolloutState, VariantState};
 use serde::{Deserialize, Serialize};
 
@@ -225,12 +227,78 @@ pub struct RolloutView {
     pub bundle: String,
     /// State.
     pub state: RolloutState,
+    /// Why it is in this state, or what it waits for.
+    pub reason: String,
+    /// Its rules, as they stood when it began.
+    pub rules: RolloutRules,
+    /// Wave, from 0.
+    pub wave: usize,
+    /// Devices that may have the bundle in this wave.
+    pub target: u64,
     /// Devices it is for.
     pub devices: u64,
+    /// Devices that were given it.
+    pub given: u64,
     /// Devices that proved it.
     pub proven: u64,
     /// Devices that failed or refused it.
     pub failed: u64,
+    /// Devices on their way back to what they had.
+    pub returning: u64,
+    /// What its gates said last.
+    pub readings: Vec<Reading>,
+    /// Who applied the policy that it follows from.
+    pub begun_by: String,
+    /// Who approved it.
+    pub approved_by: String,
+    /// When it began, milliseconds since 1970 UTC.
+    pub created_at_ms: i64,
+    /// When this wave or state began, milliseconds since 1970 UTC.
+    pub since_ms: i64,
+}
+
+/// Why a device does or does not run what a rollout brings: `GET /api/v1/devices/{id}/why?rollout=`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// Device.
+    pub device: String,
+    /// The rollout that was asked about, else the newest of the device's class.
+    pub rollout: Option<String>,
+    /// The answer, in one sentence.
+    pub answer: String,
+    /// Everything it rests on, in the order in which it decides.
+    pub facts: Vec<String>,
+}
+
+/// A change of a device's labels: `POST /api/v1/devices/{id}/labels`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LabelChange {
+    /// Labels to set.
+    pub set: BTreeMap<String, String>,
+    /// Labels to take away.
+    pub remove: Vec<String>,
+}
+
+/// An API token to be made: `POST /api/v1/api-tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewApiToken {
+    /// Whose it is; the audit log names them `token:<id>`.
+    pub id: String,
+    /// `viewer`, `operator` or `admin`.
+    pub role: String,
+}
+
+/// An API token; its text is shown once.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ApiTokenView {
+    /// Whose it is.
+    pub id: String,
+    /// What it may do.
+    pub role: String,
+    /// Its text.
+    pub token: String,
 }
 
 /// What one device should run and what it has proved: `GET /api/v1/deployments`.

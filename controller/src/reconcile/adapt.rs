@@ -75,7 +75,7 @@ async fn observe(session: &mut Session, scope: &Scope, at_ms: i64) -> Result<Opt
     let Some(variant) = variants::find(session, &bundle.variant).await? else { return Ok(None) };
     let Some(newest) = budgets::newest(session, &scope.class.id, &policy.name).await? else { return Ok(None) };
     let settled = newest.key == variant.budget || rejected(session, &newest).await?;
-    let proven = assignments::proven(session, &rollout.id, Page::of(Page::MAX_LIMIT)).await?;
+    let proven = assignments::proven(session, &rollout, Page::of(Page::MAX_LIMIT)).await?;
     let (Some(first), Some(middle)) = (proven.first(), proven.get(proven.len() / 2)) else { return Ok(None) };
     if !settled {
         return Ok(None);

@@ -1,16 +1,19 @@
-//! Assigns the bundle of a class's rollout to each of its devices: a signed statement and a wrap of the content key for each.
+//! Assigns the bundle of a rollout to the devices whose turn it is, and an older one to those that go back: a signed statement and a
+//! wrap of the content key for each.
 
 use std::collections::BTreeMap;
 
 use pleach_artifact::{SealingPublicKey, WrapContext, wrap};
 use pleach_domain::BundleId;
 use pleach_domain::id::ModelName;
+use pleach_domain::state::RolloutState;
 use pleach_store::assignments::{NewAssignment, Unassigned};
 use pleach_store::bundles::Bundle;
-use pleach_store::{Page, Session, assignments, audit, bundles, devices};
+use pleach_store::rollouts::Rollout;
+use pleach_store::{Page, Session, assignments, audit, bundles, devices, rollouts};
 use pleach_trust::{BundleEntry, FleetAuthor, UtcTime};
 
-use super::{Context, Progress, ReconcileError, entry, publish};
+use super::{Context, Progress, ReconcileError, entry, progress, publish};
 use crate::keys::Keys;
 
 /// Most assignments in one session, so that no other writer waits long.
@@ -20,6 +23,8 @@ const LIFE_S: i64 = 30 * 24 * 3_600;
 /// Statements with less left are signed anew under the same sequence.
 const RENEW_BELOW_MS: i64 = LIFE_S * 1_000 / 2;
 
+const MINUTE_MS: i64 = 60_000;
+
 /// A bundle with what every assignment of it needs.
 struct Assignable {
     bundle: Bundle,
@@ -27,13 +32,13 @@ struct Assignable {
     model: ModelName,
 }
 
-/// Assigns to every device that lacks it, and renews statements that have half of their life behind them.
+/// Assigns to devices that are due, and renews statements that have half of their life behind them.
 ///
 /// # Errors
 /// [`ReconcileError::Store`], [`ReconcileError::Artifact`], [`ReconcileError::Trust`].
 pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileError> {
     let mut session = context.store.read().await?;
-    let missing = assignments::missing(&mut session, Page::of(BATCH)).await?;
+    let missing = due(&mut session, at_ms).await?;
     let stale = assignments::expiring(&mut session, at_ms + RENEW_BELOW_MS, Page::of(BATCH)).await?;
     let mut known = BTreeMap::new();
     for id in missing.iter().map(|m| &m.bundle).chain(stale.iter().map(|s| &s.bundle)) {
@@ -61,6 +66,47 @@ pub async fn run(context: &Context, at_ms: i64) -> Result<Progress, ReconcileErr
     }
     session.commit().await?;
     Ok(Progress::Something)
+}
+
+/// Devices that are due for an assignment now: newest rollouts first, each as far as its state and rules let it.
+async fn due(session: &mut Session, at_ms: i64) -> Result<Vec<Unassigned>, ReconcileError> {
+    let standing = rollouts::standing(session).await?;
+    for rollout in &standing {
+        let due = match rollout.state {
+            RolloutState::Running => spreading(session, rollout, at_ms).await?,
+            RolloutState::Completed => assignments::missing(session, rollout, Page::of(BATCH)).await?,
+            RolloutState::Halting => {
+                let base = progress::base_of(&standing, rollout).map(|b| &b.bundle);
+                assignments::returnable(session, rollout, base, Page::of(BATCH)).await?
+            }
+            RolloutState::Draft | RolloutState::WaitingForApproval | RolloutState::Paused => Vec::new(),
+            RolloutState::Reverted | RolloutState::Aborted => Vec::new(),
+        };
+        // One rollout at a time: what a device gets from this one decides whether an older one is for it.
+        if !due.is_empty() {
+            return Ok(due);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The next devices of a running rollout, within its wave, its hours and its rate.
+async fn spreading(session: &mut Session, rollout: &Rollout, at_ms: i64) -> Result<Vec<Unassigned>, ReconcileError> {
+    let rules = &rollout.rules;
+    if rules.maintenance.is_some_and(|hours| !hours.is_open(at_ms)) {
+        return Ok(Vec::new());
+    }
+    let missing = assignments::missing(session, rollout, Page::of(BATCH)).await?;
+    if missing.is_empty() {
+        return Ok(missing);
+    }
+    let counts = rollouts::counts(session, rollout).await?;
+    let mut room = rules.target(rollout.wave, counts.members).saturating_sub(counts.given);
+    if let Some(most) = rules.max_per_minute {
+        let lately = rollouts::given_since(session, rollout, at_ms - MINUTE_MS).await?;
+        room = room.min(u64::from(most).saturating_sub(lately));
+    }
+    Ok(missing.into_iter().take(usize::try_from(room).unwrap_or(usize::MAX)).collect())
 }
 
 /// Signs the statement of every device anew, under the same sequence.

@@ -64,7 +64,7 @@ mod tests {
 
     fn policy(name: &str, classes: &[&str], at_ms: i64) -> RevisedPolicy {
         let document = serde_json::json!({"name": name, "model": "m", "classes": classes, "slo_p95_us": 1_000, "accuracy_floor": 0.5});
-        RevisedPolicy { revision: 1, policy: serde_json::from_value(document).unwrap(), created_at_ms: at_ms }
+        RevisedPolicy { revision: 1, policy: serde_json::from_value(document).unwrap(), applied_by: String::new(), created_at_ms: at_ms }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pleach_artifact::sha256;
+use pleach_domain::Digest;
 use pleach_store::{Store, api_tokens};
 use zeroize::Zeroizing;
 
@@ -99,6 +100,14 @@ fn unauthenticated(detail: &str) -> Failure {
     Failure::new(Code::Unauthenticated, detail)
 }
 
+/// The text of a fresh token, and the digest that is kept of it.
+pub(super) fn generate() -> Result<(Zeroizing<String>, Digest), ControllerError> {
+    let secret = Zeroizing::new(random::bytes::<32>()?);
+    let text = Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(*secret)));
+    let digest = sha256(text.as_bytes());
+    Ok((text, digest))
+}
+
 /// Makes the first administrator's token where there is no token yet, and writes its text to `file`.
 ///
 /// # Errors
@@ -108,10 +117,9 @@ pub async fn first_admin(store: &Store, file: &std::path::Path) -> Result<(), Co
     if api_tokens::any(&mut session).await? {
         return Ok(());
     }
-    let secret = Zeroizing::new(random::bytes::<32>()?);
-    let text = Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(*secret)));
+    let (text, digest) = generate()?;
     let token = api_tokens::ApiToken { id: "admin".to_owned(), role: Role::Admin.as_str().to_owned() };
-    api_tokens::put(&mut session, &token, &sha256(text.as_bytes()), None, random::now_ms()).await?;
+    api_tokens::put(&mut session, &token, &digest, None, random::now_ms()).await?;
     // The file first: a crash between the two leaves a text that nothing knows, and the next start replaces it.
     files::replace(file, text.as_bytes(), Access::Secret)?;
     Ok(session.commit().await?)

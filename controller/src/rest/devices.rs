@@ -3,14 +3,18 @@
 use axum::Extension;
 use axum::extract::State;
 use pleach_domain::DeviceId;
-use pleach_proto::rest::{DeviceView, List};
+use pleach_domain::selector::check_label;
+use pleach_proto::rest::{DeviceView, LabelChange, List};
 use pleach_store::{Page, Session, audit, devices};
 
 use super::auth::Actor;
-use super::extract::Path;
-use super::problem::Failure;
+use super::extract::{Json, Path};
+use super::problem::{Code, Failure};
 use crate::controller::{Controller, Shared};
 use crate::random;
+
+/// Most labels of one device.
+const MAX_LABELS: usize = 32;
 
 /// `GET /api/v1/devices`: every device, by identifier.
 pub(super) async fn list(State(controller): State<Shared>) -> Result<axum::Json<List<DeviceView>>, Failure> {
@@ -55,6 +59,35 @@ pub(super) async fn approve(
     let done = devices::approve(&mut session, &id, at_ms).await?;
     let device = changed(session, &actor, &id, "device.approve", done.then_some(at_ms)).await?;
     controller.presence.forget_boots(&id);
+    controller.wake.all();
+    Ok(axum::Json(view(&controller, device)))
+}
+
+/// `POST /api/v1/devices/{id}/labels`: sets and takes away labels; rollouts that stand consider the device anew.
+pub(super) async fn label(
+    State(controller): State<Shared>,
+    Extension(Actor(actor)): Extension<Actor>,
+    Path(id): Path<String>,
+    Json(change): Json<LabelChange>,
+) -> Result<axum::Json<DeviceView>, Failure> {
+    let id: DeviceId = id.parse()?;
+    for (key, value) in &change.set {
+        check_label(key, value)?;
+    }
+    let at_ms = random::now_ms();
+    let mut session = controller.store.write().await?;
+    let device = devices::find(&mut session, &id).await?.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    let mut labels = device.enrolled.labels.clone();
+    labels.retain(|key, _| !change.remove.contains(key));
+    labels.extend(change.set);
+    if labels.len() > MAX_LABELS {
+        return Err(Failure::new(
+            Code::FieldInvalid,
+            format!("the device would have {} labels: expected at most {MAX_LABELS}", labels.len()),
+        ));
+    }
+    let done = labels != device.enrolled.labels && devices::set_labels(&mut session, &id, &labels, at_ms).await?;
+    let device = changed(session, &actor, &id, "device.label", done.then_some(at_ms)).await?;
     controller.wake.all();
     Ok(axum::Json(view(&controller, device)))
 }

@@ -1,9 +1,9 @@
-//! What stands between an upload and a device: classes, jobs, variants, bundles, rollouts, deployments. Reads only.
+//! What stands between an upload and a device: classes, jobs, variants, bundles, deployments. Reads only.
 
 use axum::extract::State;
 use pleach_domain::ClassId;
-use pleach_proto::rest::{BundleView, ClassView, DeploymentView, JobView, List, RolloutView, VariantView};
-use pleach_store::{Page, assignments, bundles, classes, jobs, rollouts, variants};
+use pleach_proto::rest::{BundleView, ClassView, DeploymentView, JobView, List, VariantView};
+use pleach_store::{Page, assignments, bundles, classes, jobs, variants};
 use serde::Deserialize;
 
 use super::extract::Query;
@@ -18,6 +18,12 @@ type Items<T> = Result<axum::Json<List<T>>, Failure>;
 pub(super) struct Bounds {
     /// At most so many.
     limit: Option<u32>,
+}
+
+impl Bounds {
+    pub(super) fn page(&self) -> Page {
+        page(self.limit)
+    }
 }
 
 /// How much of a list, and of which class.
@@ -77,20 +83,6 @@ pub(super) async fn bundles(State(controller): State<Shared>, Query(bounds): Que
         digest: row.digest,
         size_bytes: row.size_bytes,
         created_at_ms: row.created_at_ms,
-    })
-}
-
-/// `GET /api/v1/rollouts`: the newest, newest last.
-pub(super) async fn rollouts(State(controller): State<Shared>, Query(bounds): Query<Bounds>) -> Items<RolloutView> {
-    let mut session = controller.store.read().await?;
-    items(rollouts::list(&mut session, page(bounds.limit)).await?, |row| RolloutView {
-        id: row.id.into(),
-        class: row.class.into(),
-        bundle: row.bundle.into(),
-        state: row.state,
-        devices: row.devices,
-        proven: row.proven,
-        failed: row.failed,
     })
 }
 

@@ -34,7 +34,7 @@ pub(super) async fn apply(
         return Err(Failure::new(Code::FieldInvalid, format!("model is {:?}: expected a registered one", policy.model.as_str())));
     }
     let before = policies::find(&mut session, &name).await?.map(|p| p.policy);
-    policies::apply(&mut session, &policy, at_ms).await?;
+    policies::apply(&mut session, &policy, &actor, at_ms).await?;
     if before.as_ref() != Some(&policy) {
         let digest = |p: &Policy| serde_json::to_vec(p).ok().map(|json| pleach_artifact::sha256(&json));
         let (before, after) = (before.as_ref().and_then(digest), digest(&policy));

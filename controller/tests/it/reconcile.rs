@@ -8,7 +8,7 @@ use pleach_artifact::{SealingKey, Suite, WrapContext, WrappedKey, unwrap};
 use pleach_controller::authority::Authority;
 use pleach_controller::keys::Keys;
 use pleach_controller::presence::Presence;
-use pleach_controller::reconcile::{Context, Progress, adapt, assign, classify, plan, progress, prune, publish, rollout};
+use pleach_controller::reconcile::{Context, Progress, adapt, assign, classify, enlist, plan, progress, prune, publish, rollout};
 use pleach_controller::wake::Wake;
 use pleach_controller::{Config, Controller};
 use pleach_domain::adapt::Outcome;
@@ -36,25 +36,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 /// A while after 2026 began, so that certificates and metadata are of a sane time.
-const NOW_MS: i64 = 1_800_000_000_000;
-
-macro_rules! on_both {
-    ($($name:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Fleet::open(None).await).await;
-            })+
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                let url = tokio::task::spawn_blocking(pleach_tests::postgres::database).await.unwrap();
-                super::$name(super::Fleet::open(Some(url)).await).await;
-            })+
-        }
-    };
-}
+pub(crate) const NOW_MS: i64 = 1_800_000_000_000;
 
 on_both!(
     alike_devices_share_a_class,
@@ -66,8 +48,8 @@ on_both!(
     a_broken_slo_sets_a_smaller_budget_once,
 );
 
-struct Fleet {
-    context: Context,
+pub(crate) struct Fleet {
+    pub(crate) context: Context,
     _folder: tempfile::TempDir,
 }
 
@@ -82,7 +64,7 @@ fn policy(slo_p95_us: u64) -> Policy {
 }
 
 impl Fleet {
-    async fn open(url: Option<String>) -> Self {
+    pub(crate) async fn open(url: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = Config { data_dir: folder.path().to_owned(), database_url: url, ..Config::default() };
         std::fs::create_dir(config.blob_dir()).unwrap();
@@ -99,7 +81,7 @@ impl Fleet {
         Self { context: Context::new(Arc::new(controller)).unwrap(), _folder: folder }
     }
 
-    fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         &self.context.store
     }
 
@@ -110,38 +92,56 @@ impl Fleet {
         let (id, secret_sha256) = ("t".parse().unwrap(), Digest::new([0; 32]));
         let token = Token { id, secret_sha256, labels: labels.clone(), uses_left: 9, expires_at_ms: i64::MAX, created_at_ms: NOW_MS };
         tokens::insert(&mut session, &token).await.unwrap();
+        session.commit().await.unwrap();
         let mut enrolled = Vec::new();
         for (n, us) in kernel_us.iter().enumerate() {
-            let sealing = SealingKey::generate().unwrap();
-            let byte = u8::try_from(n).unwrap();
+            enrolled.push(self.enrol_one(&format!("d{n}"), *us).await);
+        }
+        enrolled
+    }
+
+    pub(crate) async fn enrol_one(&self, name: &str, kernel_us: f64) -> (DeviceId, SealingKey) {
+        let mut session = self.store().write().await.unwrap();
+        let known = devices::list(&mut session, Page::default()).await.unwrap().len();
+        let sealing = SealingKey::generate().unwrap();
+        let byte = u8::try_from(known).unwrap();
+        {
             let device = NewDevice {
-                id: format!("d{n}").parse().unwrap(),
-                token: token.id.clone(),
-                labels: labels.clone(),
+                id: name.parse().unwrap(),
+                token: "t".parse().unwrap(),
+                labels: tokens::Labels::new(),
                 identity_key: [byte; 32],
                 sealing_key: *sealing.public_key().unwrap().as_bytes(),
                 certificate: Certificate { serial: "01".into(), fingerprint: Digest::new([byte; 32]), expires_at_ms: i64::MAX },
                 boot_id: "boot".into(),
             };
-            devices::insert(&mut session, &device, NOW_MS + n as i64).await.unwrap();
+            devices::insert(&mut session, &device, NOW_MS + known as i64).await.unwrap();
             let profile = HardwareProfile {
                 architecture: "x86_64".into(),
                 instruction_sets: vec!["avx2".into()],
                 cores: 2,
                 inference_threads: 2,
-                kernels: vec![MeasuredKernel { key: "conv".into(), timing: timing(*us) }],
+                kernels: vec![MeasuredKernel { key: "conv".into(), timing: timing(kernel_us) }],
                 ..HardwareProfile::default()
             };
             devices::set_profile(&mut session, &device.id, &profile, NOW_MS).await.unwrap();
-            enrolled.push((device.id, sealing));
+            session.commit().await.unwrap();
+            (device.id, sealing)
         }
-        session.commit().await.unwrap();
-        enrolled
     }
 
     async fn apply(&self, slo_p95_us: u64) {
         let mut session = self.store().write().await.unwrap();
-        policies::apply(&mut session, &policy(slo_p95_us), NOW_MS).await.unwrap();
+        policies::apply(&mut session, &policy(slo_p95_us), "token:first", NOW_MS).await.unwrap();
+        session.commit().await.unwrap();
+    }
+
+    /// Another revision of the policy, with these rules of rollout.
+    pub(crate) async fn apply_rollout(&self, rules: serde_json::Value) {
+        let policy = Policy { rollout: serde_json::from_value(rules).unwrap(), ..policy(10_000) };
+        policy.validate().unwrap();
+        let mut session = self.store().write().await.unwrap();
+        policies::apply(&mut session, &policy, "token:first", NOW_MS).await.unwrap();
         session.commit().await.unwrap();
     }
 
@@ -167,7 +167,12 @@ impl Fleet {
 
     /// Two classified devices, a model with its atlas, a policy and its first budget.
     async fn planned(&self) -> (Vec<(DeviceId, SealingKey)>, BudgetKey) {
-        let enrolled = self.enrol(&[10.0, 10.5]).await;
+        self.planned_of(&[10.0, 10.5]).await
+    }
+
+    /// As [`Fleet::planned`], with these devices.
+    pub(crate) async fn planned_of(&self, kernel_us: &[f64]) -> (Vec<(DeviceId, SealingKey)>, BudgetKey) {
+        let enrolled = self.enrol(kernel_us).await;
         classify::run(&self.context, NOW_MS).await.unwrap();
         self.register().await;
         self.apply(10_000).await;
@@ -175,7 +180,7 @@ impl Fleet {
         (enrolled, self.newest().await)
     }
 
-    async fn newest(&self) -> BudgetKey {
+    pub(crate) async fn newest(&self) -> BudgetKey {
         let class = self.class().await;
         let mut session = self.store().read().await.unwrap();
         budgets::newest(&mut session, &class, &"p".parse().unwrap()).await.unwrap().unwrap().key
@@ -186,7 +191,7 @@ impl Fleet {
     }
 
     /// Stands in for engine and sealing: a variant with a report, in a bundle under a real key.
-    async fn seal(&self, budget: &BudgetKey, at_ms: i64) -> BundleId {
+    pub(crate) async fn seal(&self, budget: &BudgetKey, at_ms: i64) -> BundleId {
         let mut ciphertext = Vec::new();
         let payload = b"not a model, but nobody here opens it";
         let sealed = pleach_artifact::seal(&mut &payload[..], payload.len() as u64, Suite::Aes256Gcm, &mut ciphertext).unwrap();
@@ -229,6 +234,8 @@ impl Fleet {
         let (enrolled, budget) = self.planned().await;
         self.seal(&budget, NOW_MS).await;
         assert_eq!(rollout::run(&self.context, NOW_MS).await.unwrap(), Progress::Something);
+        assert_eq!(enlist::run(&self.context, NOW_MS).await.unwrap(), Progress::Something);
+        assert_eq!(enlist::run(&self.context, NOW_MS).await.unwrap(), Progress::Nothing);
         assert_eq!(assign::run(&self.context, NOW_MS).await.unwrap(), Progress::Something);
         enrolled
     }
@@ -242,7 +249,7 @@ impl Fleet {
         FleetMetadata { roots, timestamp, snapshot, targets: newest("targets").await, release: newest("release").await }
     }
 
-    async fn prove(&self, device: &DeviceId, at_ms: i64) {
+    pub(crate) async fn prove(&self, device: &DeviceId, at_ms: i64) {
         let mut session = self.store().write().await.unwrap();
         let assigned = desired::of_device(&mut session, device).await.unwrap().deployment.unwrap();
         let event = Event {
@@ -404,7 +411,8 @@ async fn a_rollout_completes_on_evidence_from_every_device(fleet: Fleet) {
     }
     assert_eq!(progress::run(&fleet.context, NOW_MS).await.unwrap(), Progress::Something);
     let rollout = rollouts::newest(&mut fleet.store().read().await.unwrap(), &fleet.class().await).await.unwrap().unwrap();
-    assert_eq!((rollout.state, rollout.devices, rollout.proven), (RolloutState::Completed, 2, 2));
+    let counts = rollouts::counts(&mut fleet.store().read().await.unwrap(), &rollout).await.unwrap();
+    assert_eq!((rollout.state, counts.members, counts.proven), (RolloutState::Completed, 2, 2));
     let order = ["class.found", "budget.set", "rollout.begin", "device.assign", "rollout.complete"];
     let actions = fleet.actions().await;
     let at: Vec<_> = order.iter().map(|a| actions.iter().position(|b| a == b).unwrap()).collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pleach_domain::id::{DeviceId, ModelName, TokenId};
+use pleach_domain::id::{DeviceId, ModelName, RolloutId, TokenId};
 
 pub use prune::{Prune, PruneOutput};
 
@@ -98,6 +98,19 @@ pub enum RemoteCommand {
     /// Devices
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Rollouts
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
+    /// Why a device does or does not run what a rollout brings
+    Why {
+        /// The device
+        device: DeviceId,
+        /// The rollout; else the newest of the device's class
+        rollout: Option<RolloutId>,
+    },
+    /// API tokens of people and programs
+    #[command(subcommand, name = "api-token")]
+    ApiToken(ApiTokenCommand),
 }
 
 /// `pleach inspect`.
@@ -340,6 +353,65 @@ pub enum DeviceCommand {
         /// The device
         id: DeviceId,
     },
+    /// Set labels, or take them away; rollouts that stand consider the device anew
+    Label {
+        /// The device
+        id: DeviceId,
+        /// KEY=VALUE to set, KEY- to take away
+        #[arg(required = true, value_name = "LABEL", value_parser = parse_change)]
+        changes: Vec<(String, Option<String>)>,
+    },
+}
+
+/// `pleach rollout`.
+#[derive(Debug, Subcommand)]
+pub enum RolloutCommand {
+    /// Show how far it is, what it waits for and what its gates say
+    Status {
+        /// The rollout
+        id: RolloutId,
+        /// How to print
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+    /// Give it to nobody else for now; who has it keeps it
+    Pause {
+        /// The rollout
+        id: RolloutId,
+    },
+    /// Go on where it was paused
+    Resume {
+        /// The rollout
+        id: RolloutId,
+    },
+    /// End it; every device keeps what it has
+    Abort {
+        /// The rollout
+        id: RolloutId,
+    },
+    /// Take it back: every device that has it goes back to what it proved last before
+    Undo {
+        /// The rollout
+        id: RolloutId,
+    },
+    /// Let it begin; not for the one who applied its policy
+    Approve {
+        /// The rollout
+        id: RolloutId,
+    },
+}
+
+/// `pleach api-token`.
+#[derive(Debug, Subcommand)]
+pub enum ApiTokenCommand {
+    /// Create a token, or give that of the same name another text; it is printed once
+    Create {
+        /// Whose it is; the audit log names them so
+        name: DeviceId,
+        /// What it may do: viewer, operator or admin
+        #[arg(long, default_value = "viewer")]
+        role: String,
+    },
 }
 
 /// Labels as the interface takes them; of a repeated key the last counts.
@@ -367,6 +439,13 @@ fn parse_shape(text: &str) -> Result<(String, Vec<usize>), String> {
     Ok((name.to_owned(), lengths.map_err(|_| expected())?))
 }
 
+fn parse_change(text: &str) -> Result<(String, Option<String>), String> {
+    match text.strip_suffix('-').filter(|key| !key.is_empty() && !key.contains('=')) {
+        Some(key) => Ok((key.to_owned(), None)),
+        None => parse_label(text).map(|(key, value)| (key, Some(value))).map_err(|e| format!("{e} or KEY-")),
+    }
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -385,9 +464,17 @@ mod tests {
         // The environment of whoever runs the test stays out of the text.
         let mut command = Cli::command().mut_args(|a| a.hide_env_values(true));
         insta::assert_snapshot!("help", command.render_long_help());
-        for words in
-            [&["inspect"][..], &["prune"], &["get"], &["model", "push"], &["policy", "apply"], &["token", "create"], &["device", "revoke"]]
-        {
+        for words in [
+            &["inspect"][..],
+            &["prune"],
+            &["get"],
+            &["model", "push"],
+            &["policy", "apply"],
+            &["token", "create"],
+            &["device", "revoke"],
+            &["rollout"],
+            &["why"],
+        ] {
             let mut at = Cli::command().mut_args(|a| a.hide_env_values(true));
             at.build();
             let mut at = &mut at;
@@ -406,6 +493,9 @@ mod tests {
         }
         assert_eq!(parse_label("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert!(parse_label("=b").is_err());
+        assert_eq!(parse_change("a=b-"), Ok(("a".into(), Some("b-".into()))));
+        assert_eq!(parse_change("a-"), Ok(("a".into(), None)));
+        assert!(parse_change("-").is_err() && parse_change("a").is_err());
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pleach_domain::policy::Policy;
-use pleach_proto::rest::{List, ModelView, NewModel, NewToken, Problem, TokenView};
+use pleach_proto::rest::{
+    ApiTokenView, DeviceView, LabelChange, List, ModelView, NewApiToken, NewModel, NewToken, Problem, RolloutView, TokenView, WhyView,
+};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
@@ -141,6 +143,51 @@ impl Client {
     /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown device.
     pub async fn approve_device(&self, device: &str) -> Result<Value, ClientError> {
         self.send(Method::POST, &["devices", device, "approve"], Repeat::Always, &serde_json::json!({})).await
+    }
+
+    /// Sets and takes away labels of a device.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. a label that no selector could name.
+    pub async fn label_device(&self, device: &str, change: &LabelChange) -> Result<DeviceView, ClientError> {
+        self.send(Method::POST, &["devices", device, "labels"], Repeat::Always, change).await
+    }
+
+    /// A rollout.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown rollout.
+    pub async fn rollout(&self, rollout: &str) -> Result<RolloutView, ClientError> {
+        let url = self.url(&["rollouts", rollout]);
+        self.call(Repeat::Always, &url, || self.http.get(url.clone())).await
+    }
+
+    /// Pauses, resumes, aborts, undoes or approves a rollout, as `deed` says.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with `conflict` when its state does not allow it; others as ever.
+    pub async fn steer_rollout(&self, rollout: &str, deed: &str) -> Result<RolloutView, ClientError> {
+        self.send(Method::POST, &["rollouts", rollout, deed], Repeat::Always, &serde_json::json!({})).await
+    }
+
+    /// Why a device does or does not run what a rollout brings.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown device.
+    pub async fn why(&self, device: &str, rollout: Option<&str>) -> Result<WhyView, ClientError> {
+        let mut url = self.url(&["devices", device, "why"]);
+        if let Some(rollout) = rollout {
+            url.query_pairs_mut().append_pair("rollout", rollout);
+        }
+        self.call(Repeat::Always, &url, || self.http.get(url.clone())).await
+    }
+
+    /// Makes an API token; its text is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal.
+    pub async fn create_api_token(&self, token: &NewApiToken) -> Result<ApiTokenView, ClientError> {
+        self.send(Method::POST, &["api-tokens"], Repeat::BeforeConnecting, token).await
     }
 
     /// Takes every use that an enrolment token has left.

@@ -3,6 +3,7 @@
 mod inspect;
 mod model;
 mod prune;
+mod rollout;
 mod trust;
 
 use std::path::Path;
@@ -10,9 +11,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use pleach_domain::policy::Policy;
-use pleach_proto::rest::NewToken;
+use pleach_proto::rest::{LabelChange, NewApiToken, NewToken};
 
-use crate::args::{Cli, Command, DeviceCommand, Get, ModelCommand, Output, PolicyCommand, RemoteCommand, TokenCommand, label_map};
+use crate::args::{
+    ApiTokenCommand, Cli, Command, DeviceCommand, Get, ModelCommand, Output, PolicyCommand, RemoteCommand, TokenCommand, label_map,
+};
 use crate::client::{Client, Connection};
 use crate::table;
 
@@ -59,6 +62,27 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         RemoteCommand::Device(DeviceCommand::Revoke { id }) => {
             client.revoke_device(id.as_str()).await?;
             println!("device {id} revoked");
+            Ok(())
+        }
+        RemoteCommand::Device(DeviceCommand::Label { id, changes }) => {
+            let mut change = LabelChange::default();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => _ = change.set.insert(key, value),
+                    None => change.remove.push(key),
+                }
+            }
+            let device = client.label_device(id.as_str(), &change).await?;
+            let labels: Vec<_> = device.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            println!("device {id}: {}", labels.join(","));
+            Ok(())
+        }
+        RemoteCommand::Rollout(command) => rollout::run(&client, command).await,
+        RemoteCommand::Why { device, rollout } => rollout::why(&client, device.as_str(), rollout.as_ref()).await,
+        RemoteCommand::ApiToken(ApiTokenCommand::Create { name, role }) => {
+            let token = client.create_api_token(&NewApiToken { id: name.into(), role }).await?;
+            println!("{}", token.token);
+            eprintln!("API token {} with the role {}; it is not shown again", token.id, token.role);
             Ok(())
         }
     }

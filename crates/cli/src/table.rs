@@ -62,9 +62,13 @@ pub fn render(noun: Noun, items: Vec<Value>, now_ms: i64) -> Result<String, serd
         Noun::Bundles => table(&["BUNDLE", "VARIANT", "CLASS", "STATE", "DIGEST", "SIZE", "AGE"], items, |b: BundleView| {
             vec![b.id, b.variant, b.class, b.state.to_string(), short(b.digest), bytes(b.size_bytes), age(b.created_at_ms)]
         }),
-        Noun::Rollouts => table(&["ROLLOUT", "CLASS", "BUNDLE", "STATE", "DEVICES", "PROVEN", "FAILED"], items, |r: RolloutView| {
-            vec![r.id, r.class, r.bundle, r.state.to_string(), r.devices.to_string(), r.proven.to_string(), r.failed.to_string()]
-        }),
+        Noun::Rollouts => {
+            table(&["ROLLOUT", "CLASS", "BUNDLE", "STATE", "WAVE", "DEVICES", "PROVEN", "FAILED", "AGE"], items, |r: RolloutView| {
+                let wave = format!("{}/{}", r.wave + 1, r.rules.waves.len() + 1);
+                let counts = [r.devices, r.proven, r.failed].map(|n| n.to_string());
+                [vec![r.id, r.class, r.bundle, r.state.to_string(), wave], counts.to_vec(), vec![age(r.created_at_ms)]].concat()
+            })
+        }
         Noun::Deployments => table(&["DEVICE", "CLASS", "SEQUENCE", "VARIANT", "STATE", "CHECK", "CHANGED"], items, |d: DeploymentView| {
             vec![d.device, d.class, d.sequence.to_string(), d.variant, d.state.to_string(), or_dash(d.check), age(d.changed_at_ms)]
         }),

@@ -125,7 +125,15 @@ pub fn rates(gate: Gate, canary: &[Count], against: Against<'_>, effect: f64, ri
         Against::Rate(rate) => (arm(canary).ln_above_rate(rate + low), arm(canary).ln_below_rate(rate + high)),
     };
     let control = matches!(against, Against::Control(_)).then(|| total(control));
-    Reading { gate, verdict: risk.verdict(ln_harmful, ln_harmless), canary: total(canary), control, ln_harmful, ln_harmless, design_effect: alike }
+    Reading {
+        gate,
+        verdict: risk.verdict(ln_harmful, ln_harmless),
+        canary: total(canary),
+        control,
+        ln_harmful,
+        ln_harmless,
+        design_effect: alike,
+    }
 }
 
 /// Latencies above which a canary's requests are counted, for [`percentile`]: where a rise of `effect` (relative) over `p95_us` begins

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod profile;
 pub mod random;
 pub mod rollout;
+pub mod rollup;
 pub mod runtime;
 pub mod selector;
 pub mod state;

@@ -55,7 +55,11 @@ impl FromStr for Size {
             None => text.trim().parse().ok().filter(|&n| n > 0).map(Self::Count),
         };
         let got = || text.chars().take(20).collect();
-        size.ok_or_else(|| DomainError::Field { field: "waves".into(), got: got(), expected: "a count such as 5 or a share such as 10%".into() })
+        size.ok_or_else(|| DomainError::Field {
+            field: "waves".into(),
+            got: got(),
+            expected: "a count such as 5 or a share such as 10%".into(),
+        })
     }
 }
 

@@ -130,6 +130,18 @@ states!(
     }
 );
 
+states!(
+    /// Over how long telemetry is added up.
+    Span, "span", {
+        /// A minute.
+        Minute = "minute",
+        /// An hour.
+        Hour = "hour",
+        /// A day, UTC.
+        Day = "day",
+    }
+);
+
 impl Observed {
     /// Whether no further evidence can change this state.
     pub const fn is_final(self) -> bool {

@@ -7,6 +7,7 @@ use sqlx::FromRow;
 
 use crate::column::{count, int, parse};
 use crate::error::StoreError;
+use crate::rollouts::Rollout;
 use crate::session::{Page, Session};
 
 /// An assignment as it is given.
@@ -134,39 +135,77 @@ impl TryFrom<Row> for Deployment {
     }
 }
 
-/// Active devices that have no assignment from the newest rollout of their class, where that one spreads or has spread.
+/// The next active devices that a rollout is for and has not given its bundle, in the order of their places; not those that a newer
+/// rollout has given something. None when the bundle was withdrawn.
 ///
 /// # Errors
 /// [`StoreError::Sql`], [`StoreError::Column`].
-pub async fn missing(session: &mut Session, page: Page) -> Result<Vec<Unassigned>, StoreError> {
-    let rows: Vec<(String, String, String, String)> = sqlx::query_as(
-        r"SELECT d.id, d.sealing_key, r.id, r.bundle
-        FROM rollouts r
-        JOIN bundles b ON b.id = r.bundle AND b.state = 'sealed'
-        JOIN devices d ON d.class = r.class AND d.state = 'active'
-        WHERE r.state IN ('running', 'completed')
-            AND r.id = (SELECT n.id FROM rollouts n WHERE n.class = r.class ORDER BY n.created_at_ms DESC, n.id DESC LIMIT 1)
-            AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.device = d.id AND a.rollout = r.id)
-        ORDER BY r.created_at_ms, d.id
-        LIMIT $1",
+pub async fn missing(session: &mut Session, rollout: &Rollout, page: Page) -> Result<Vec<Unassigned>, StoreError> {
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        r"SELECT d.id, d.sealing_key, b.id
+        FROM rollout_members m
+        JOIN devices d ON d.id = m.device AND d.state = 'active'
+        JOIN bundles b ON b.id = $2 AND b.state = 'sealed'
+        WHERE m.rollout = $1 AND m.given = 0
+            AND NOT EXISTS (
+                SELECT 1 FROM assignments a JOIN rollouts n ON n.id = a.rollout
+                WHERE a.device = d.id AND a.sequence = d.assignment_sequence AND n.created_at_ms > $3)
+        ORDER BY m.place, m.device
+        LIMIT $4",
     )
+    .bind(rollout.id.as_str())
+    .bind(rollout.bundle.as_str())
+    .bind(rollout.created_at_ms)
     .bind(page.limit())
     .fetch_all(session.connection())
     .await
     .map_err(StoreError::sql("assignments.missing"))?;
-    rows.into_iter()
-        .map(|(device, sealing_key, rollout, bundle)| {
-            Ok(Unassigned {
-                device: parse("devices.id", &device)?,
-                sealing_key: crate::column::key("devices.sealing_key", &sealing_key)?,
-                rollout: parse("rollouts.id", &rollout)?,
-                bundle: parse("rollouts.bundle", &bundle)?,
-            })
-        })
-        .collect()
+    rows.into_iter().map(|row| unassigned(rollout, row)).collect()
 }
 
-/// Gives an assignment; older ones of the device are superseded.
+/// Active devices that still have the bundle of a rollout that is taken back, each with what it goes back to: what it proved last
+/// before, else `base`. Devices without either are left out.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn returnable(
+    session: &mut Session,
+    rollout: &Rollout,
+    base: Option<&BundleId>,
+    page: Page,
+) -> Result<Vec<Unassigned>, StoreError> {
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        r"SELECT device, sealing_key, target FROM (
+            SELECT d.id AS device, d.sealing_key AS sealing_key, COALESCE((
+                SELECT p.bundle FROM assignments p JOIN bundles b ON b.id = p.bundle AND b.state = 'sealed'
+                WHERE p.device = a.device AND p.bundle <> a.bundle AND p.proven_at_ms IS NOT NULL
+                ORDER BY p.sequence DESC
+                LIMIT 1), $2) AS target
+            FROM assignments a JOIN devices d ON d.id = a.device AND d.assignment_sequence = a.sequence AND d.state = 'active'
+            WHERE a.bundle = $1) x
+        WHERE target <> '' AND target <> $1
+        ORDER BY device
+        LIMIT $3",
+    )
+    .bind(rollout.bundle.as_str())
+    .bind(base.map_or("", BundleId::as_str))
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.returnable"))?;
+    rows.into_iter().map(|row| unassigned(rollout, row)).collect()
+}
+
+fn unassigned(rollout: &Rollout, (device, sealing_key, bundle): (String, String, String)) -> Result<Unassigned, StoreError> {
+    Ok(Unassigned {
+        device: parse("devices.id", &device)?,
+        sealing_key: crate::column::key("devices.sealing_key", &sealing_key)?,
+        rollout: rollout.id.clone(),
+        bundle: parse("bundles.id", &bundle)?,
+    })
+}
+
+/// Gives an assignment; older ones of the device are superseded, and its rollout has given it.
 ///
 /// # Errors
 /// [`StoreError::Sql`].
@@ -196,6 +235,12 @@ pub async fn insert(session: &mut Session, new: &NewAssignment, at_ms: i64) -> R
     .execute(session.connection())
     .await
     .map_err(StoreError::sql("assignments.insert"))?;
+    sqlx::query(r"UPDATE rollout_members SET given = 1 WHERE rollout = $1 AND device = $2")
+        .bind(new.rollout.as_str())
+        .bind(new.device.as_str())
+        .execute(session.connection())
+        .await
+        .map_err(StoreError::sql("assignments.given"))?;
     Ok(())
 }
 
@@ -223,7 +268,8 @@ pub async fn observe(session: &mut Session, event: &Event<'_>, at_ms: i64) -> Re
     }
     let done = sqlx::query(
         r"UPDATE assignments
-        SET state = $4, failed_check = $5, detail = $6, changed_at_ms = $7
+        SET state = $4, failed_check = $5, detail = $6, changed_at_ms = $7,
+            proven_at_ms = CASE WHEN $4 = 'proven' THEN $7 ELSE proven_at_ms END
         WHERE device = $1 AND sequence = $2 AND state = $3",
     )
     .bind(event.device.as_str())
@@ -237,6 +283,20 @@ pub async fn observe(session: &mut Session, event: &Event<'_>, at_ms: i64) -> Re
     .await
     .map_err(StoreError::sql("assignments.observe"))?;
     Ok((done.rows_affected() == 1).then_some(before))
+}
+
+/// The newest assignment of a device.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn of_device(session: &mut Session, device: &DeviceId) -> Result<Option<Deployment>, StoreError> {
+    sqlx::query_as::<_, Row>(select!("JOIN devices d ON d.id = a.device AND d.assignment_sequence = a.sequence WHERE d.id = $1"))
+        .bind(device.as_str())
+        .fetch_optional(session.connection())
+        .await
+        .map_err(StoreError::sql("assignments.of_device"))?
+        .map(Deployment::try_from)
+        .transpose()
 }
 
 /// The newest assignment of each device, by device.
@@ -254,20 +314,23 @@ pub async fn deployments(session: &mut Session, page: Page) -> Result<Vec<Deploy
         .collect()
 }
 
-/// Assignments from one rollout that are proven, the latest proven last.
+/// Assignments of a rollout's bundle that are proven, the latest proven last.
 ///
 /// # Errors
 /// [`StoreError::Sql`], [`StoreError::Column`].
-pub async fn proven(session: &mut Session, rollout: &RolloutId, page: Page) -> Result<Vec<Deployment>, StoreError> {
-    sqlx::query_as::<_, Row>(select!("WHERE a.rollout = $1 AND a.state = 'proven' ORDER BY a.changed_at_ms, a.device LIMIT $2"))
-        .bind(rollout.as_str())
-        .bind(page.limit())
-        .fetch_all(session.connection())
-        .await
-        .map_err(StoreError::sql("assignments.proven"))?
-        .into_iter()
-        .map(Deployment::try_from)
-        .collect()
+pub async fn proven(session: &mut Session, rollout: &Rollout, page: Page) -> Result<Vec<Deployment>, StoreError> {
+    sqlx::query_as::<_, Row>(select!(
+        "WHERE a.rollout = $1 AND a.bundle = $2 AND a.state = 'proven' ORDER BY a.changed_at_ms, a.device LIMIT $3"
+    ))
+    .bind(rollout.id.as_str())
+    .bind(rollout.bundle.as_str())
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("assignments.proven"))?
+    .into_iter()
+    .map(Deployment::try_from)
+    .collect()
 }
 
 /// The newest assignments of active devices whose statement expires before `before_ms`, soonest first.

@@ -249,7 +249,7 @@ pub async fn unclassified(session: &mut Session, page: Page) -> Result<Vec<Devic
 pub async fn classify(session: &mut Session, id: &DeviceId, class: &ClassId, reason: &str, at_ms: i64) -> Result<bool, StoreError> {
     let done = sqlx::query(
         r"UPDATE devices
-        SET class = $2, class_reason = $3, changed_at_ms = $4
+        SET class = $2, class_reason = $3, considered = '', changed_at_ms = $4
         WHERE id = $1 AND class IS NULL AND state = 'active'",
     )
     .bind(id.as_str())
@@ -259,6 +259,25 @@ pub async fn classify(session: &mut Session, id: &DeviceId, class: &ClassId, rea
     .execute(session.connection())
     .await
     .map_err(StoreError::sql("devices.classify"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Replaces a device's labels; standing rollouts consider it anew. Answers whether there is such a device that is not cut off.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Document`].
+pub async fn set_labels(session: &mut Session, id: &DeviceId, labels: &Labels, at_ms: i64) -> Result<bool, StoreError> {
+    let done = sqlx::query(
+        r"UPDATE devices
+        SET labels = $2, considered = '', changed_at_ms = $3
+        WHERE id = $1 AND state <> 'revoked'",
+    )
+    .bind(id.as_str())
+    .bind(to_json("devices.labels", labels)?)
+    .bind(at_ms)
+    .execute(session.connection())
+    .await
+    .map_err(StoreError::sql("devices.set_labels"))?;
     Ok(done.rows_affected() == 1)
 }
 

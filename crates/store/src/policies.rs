@@ -15,6 +15,8 @@ pub struct RevisedPolicy {
     pub revision: u32,
     /// The policy.
     pub policy: Policy,
+    /// Who applied it.
+    pub applied_by: String,
     /// When this revision was applied.
     pub created_at_ms: i64,
 }
@@ -23,6 +25,7 @@ pub struct RevisedPolicy {
 struct Row {
     revision: i64,
     document: String,
+    applied_by: String,
     created_at_ms: i64,
 }
 
@@ -32,6 +35,7 @@ impl TryFrom<Row> for RevisedPolicy {
         Ok(Self {
             revision: count("policies.revision", row.revision)?,
             policy: from_json("policies.document", &row.document)?,
+            applied_by: row.applied_by,
             created_at_ms: row.created_at_ms,
         })
     }
@@ -41,20 +45,21 @@ impl TryFrom<Row> for RevisedPolicy {
 ///
 /// # Errors
 /// [`StoreError::Sql`], also when another revision came between (see [`StoreError::is_duplicate`]); [`StoreError::Document`].
-pub async fn apply(session: &mut Session, policy: &Policy, at_ms: i64) -> Result<u32, StoreError> {
+pub async fn apply(session: &mut Session, policy: &Policy, by: &str, at_ms: i64) -> Result<u32, StoreError> {
     let newest = find(session, &policy.name).await?;
     if let Some(same) = newest.as_ref().filter(|p| p.policy == *policy) {
         return Ok(same.revision);
     }
     let revision = newest.map_or(0, |p| p.revision) + 1;
     sqlx::query(
-        r"INSERT INTO policies (name, revision, model, document, created_at_ms)
-        VALUES ($1, $2, $3, $4, $5)",
+        r"INSERT INTO policies (name, revision, model, document, applied_by, created_at_ms)
+        VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(policy.name.as_str())
     .bind(int(revision))
     .bind(policy.model.as_str())
     .bind(to_json("policies.document", policy)?)
+    .bind(by)
     .bind(at_ms)
     .execute(session.connection())
     .await
@@ -68,7 +73,7 @@ pub async fn apply(session: &mut Session, policy: &Policy, at_ms: i64) -> Result
 /// [`StoreError::Sql`], [`StoreError::Document`].
 pub async fn find(session: &mut Session, name: &PolicyName) -> Result<Option<RevisedPolicy>, StoreError> {
     sqlx::query_as::<_, Row>(
-        r"SELECT revision, document, created_at_ms
+        r"SELECT revision, document, applied_by, created_at_ms
         FROM policies
         WHERE name = $1
         ORDER BY revision DESC
@@ -88,7 +93,7 @@ pub async fn find(session: &mut Session, name: &PolicyName) -> Result<Option<Rev
 /// [`StoreError::Sql`], [`StoreError::Document`].
 pub async fn list(session: &mut Session, page: Page) -> Result<Vec<RevisedPolicy>, StoreError> {
     sqlx::query_as::<_, Row>(
-        r"SELECT p.revision, p.document, p.created_at_ms
+        r"SELECT p.revision, p.document, p.applied_by, p.created_at_ms
         FROM policies p
         WHERE p.revision = (SELECT MAX(q.revision) FROM policies q WHERE q.name = p.name)
         ORDER BY p.name

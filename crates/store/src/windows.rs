@@ -97,8 +97,8 @@ pub async fn insert(session: &mut Session, device: &DeviceId, window: &Window, a
     let confusion = window.confusion.as_ref().map(|c| to_json("windows.confusion", c)).transpose()?;
     let done = sqlx::query(
         r"INSERT INTO windows (device, number, bundle, rung, start_ms, duration_ms, requests, errors, histogram, confusion, cpu_us,
-            memory_bytes, received_at_ms)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+            memory_bytes, received_at_ms, labelled, correct)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
         ON CONFLICT (device, number) DO NOTHING",
     )
     .bind(device.as_str())
@@ -114,6 +114,8 @@ pub async fn insert(session: &mut Session, device: &DeviceId, window: &Window, a
     .bind(int(window.cpu_us))
     .bind(int(window.memory_bytes))
     .bind(at_ms)
+    .bind(int(window.confusion.as_ref().map_or(0, Confusion::total)))
+    .bind(int(window.confusion.as_ref().map_or(0, Confusion::correct)))
     .execute(session.connection())
     .await
     .map_err(StoreError::sql("windows.insert"))?;
@@ -160,4 +162,45 @@ pub async fn of_bundle(session: &mut Session, bundle: &Digest, after_ms: i64, pa
     .into_iter()
     .map(WindowRow::try_from)
     .collect()
+}
+
+/// What one device counted on one bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests answered or failed.
+    pub requests: u64,
+    /// Requests failed.
+    pub errors: u64,
+    /// Labelled samples.
+    pub labelled: u64,
+    /// Of these, answered right.
+    pub correct: u64,
+}
+
+/// What each device of a class counted on a bundle in windows that arrived after a time.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`].
+pub async fn tally(session: &mut Session, bundle: &Digest, after_ms: i64) -> Result<Vec<Tally>, StoreError> {
+    let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+        r"SELECT CAST(SUM(requests) AS BIGINT), CAST(SUM(errors) AS BIGINT), CAST(SUM(labelled) AS BIGINT), CAST(SUM(correct) AS BIGINT)
+        FROM windows
+        WHERE bundle = $1 AND received_at_ms > $2
+        GROUP BY device",
+    )
+    .bind(bundle.to_string())
+    .bind(after_ms)
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("windows.tally"))?;
+    rows.into_iter()
+        .map(|(requests, errors, labelled, correct)| {
+            Ok(Tally {
+                requests: count("windows.requests", requests)?,
+                errors: count("windows.errors", errors)?,
+                labelled: count("windows.labelled", labelled)?,
+                correct: count("windows.correct", correct)?,
+            })
+        })
+        .collect()
 }

@@ -87,7 +87,7 @@ impl Fixture {
     pub async fn policy(&self) {
         let mut session = self.write().await;
         models::insert(&mut session, &model("m"), 1).await.unwrap();
-        policies::apply(&mut session, &policy("p", 10_000), 1).await.unwrap();
+        policies::apply(&mut session, &policy("p", 10_000), "token:a", 1).await.unwrap();
         session.commit().await.unwrap();
     }
 

@@ -1,8 +1,12 @@
 //! Rollouts and assignments: who gets what, and what counts as proof.
 
+use std::collections::BTreeMap;
+
+use pleach_domain::rollout::RolloutRules;
 use pleach_domain::state::{Observed, RolloutState};
 use pleach_domain::{BundleId, DeviceId};
 use pleach_store::assignments::{self, Event, NewAssignment};
+use pleach_store::rollouts::Rollout;
 use pleach_store::{Page, Session, bundles, desired, devices, rollouts};
 
 use crate::fixture::{Fixture, class_id, device, digest};
@@ -10,18 +14,50 @@ use crate::fixture::{Fixture, class_id, device, digest};
 on_both!(
     the_newest_bundle_of_a_class_begins_one_rollout,
     devices_join_the_newest_rollout_of_their_class,
+    only_devices_that_changed_are_considered_again,
+    devices_go_back_to_what_they_proved_last,
     evidence_moves_an_assignment_forwards_only,
     a_newer_assignment_supersedes,
     statements_are_renewed_before_they_expire,
     counts_are_of_active_devices,
 );
 
-async fn begin(f: &Fixture, id: &str, bundle: &BundleId, at_ms: i64) {
+fn running(id: &str, bundle: &BundleId, at_ms: i64) -> Rollout {
+    Rollout {
+        id: id.parse().unwrap(),
+        class: class_id(),
+        bundle: bundle.clone(),
+        state: RolloutState::Running,
+        rules: RolloutRules::default(),
+        begun_by: "token:a".into(),
+        approved_by: String::new(),
+        wave: 0,
+        since_ms: at_ms,
+        reason: String::new(),
+        readings: Vec::new(),
+        created_at_ms: at_ms,
+    }
+}
+
+/// A running rollout that every device of the class is in, by number.
+async fn begin(f: &Fixture, id: &str, bundle: &BundleId, at_ms: i64) -> Rollout {
     let mut session = f.write().await;
-    let id = id.parse().unwrap();
-    assert!(rollouts::insert(&mut session, &id, &class_id(), bundle, at_ms).await.unwrap());
-    rollouts::abort_others(&mut session, &class_id(), &id, at_ms).await.unwrap();
+    let rollout = running(id, bundle, at_ms);
+    assert!(rollouts::insert(&mut session, &rollout).await.unwrap());
+    rollouts::abort_others(&mut session, &class_id(), &rollout.id, at_ms).await.unwrap();
+    for (place, candidate) in
+        rollouts::unconsidered(&mut session, &class_id(), &rollout.id, Page::default()).await.unwrap().into_iter().enumerate()
+    {
+        rollouts::enlist(&mut session, &rollout.id, &candidate.device, place as i64).await.unwrap();
+        rollouts::considered(&mut session, &candidate.device, &rollout.id).await.unwrap();
+    }
     session.commit().await.unwrap();
+    rollout
+}
+
+async fn complete(session: &mut Session, rollout: &Rollout, at_ms: i64) {
+    let states = (RolloutState::Running, RolloutState::Completed);
+    assert!(rollouts::change(session, &rollout.id, states, "done", at_ms).await.unwrap());
 }
 
 async fn assign(session: &mut Session, device: &DeviceId, rollout: &str, bundle: &BundleId, at_ms: i64) -> u64 {
@@ -57,10 +93,13 @@ async fn the_newest_bundle_of_a_class_begins_one_rollout(f: Fixture) {
     let states: Vec<_> = rollouts::list(&mut f.read().await, Page::default()).await.unwrap().into_iter().map(|r| r.state).collect();
     assert_eq!(states, [RolloutState::Aborted, RolloutState::Running]);
     let mut session = f.write().await;
-    assert!(!rollouts::insert(&mut session, &"r3".parse().unwrap(), &class_id(), &third, 40).await.unwrap());
-    let (from, to) = (RolloutState::Running, RolloutState::Completed);
-    assert!(rollouts::change(&mut session, &"r3".parse().unwrap(), from, to, 41).await.unwrap());
-    assert!(!rollouts::change(&mut session, &"r3".parse().unwrap(), from, to, 42).await.unwrap());
+    let r3 = running("r3", &third, 40);
+    assert!(!rollouts::insert(&mut session, &r3).await.unwrap());
+    assert!(rollouts::widen(&mut session, &r3.id, 0, 40).await.unwrap() && !rollouts::widen(&mut session, &r3.id, 0, 40).await.unwrap());
+    complete(&mut session, &r3, 41).await;
+    assert!(!rollouts::change(&mut session, &r3.id, (RolloutState::Running, RolloutState::Completed), "", 42).await.unwrap());
+    let found = rollouts::find(&mut session, &r3.id).await.unwrap().unwrap();
+    assert_eq!((found.wave, found.reason.as_str(), found.since_ms, found.rules), (1, "done", 41, RolloutRules::default()));
     assert!(bundles::withdraw(&mut session, &third).await.unwrap() && !bundles::withdraw(&mut session, &third).await.unwrap());
 }
 
@@ -68,22 +107,74 @@ async fn devices_join_the_newest_rollout_of_their_class(f: Fixture) {
     let ids = f.class_of(2).await;
     f.policy().await;
     let bundle = f.sealed(1, 10).await;
-    begin(&f, "r1", &bundle, 11).await;
+    let r1 = begin(&f, "r1", &bundle, 11).await;
     let mut session = f.write().await;
-    let missing = assignments::missing(&mut session, Page::default()).await.unwrap();
+    let missing = assignments::missing(&mut session, &r1, Page::default()).await.unwrap();
     assert_eq!(missing.iter().map(|m| m.device.clone()).collect::<Vec<_>>(), ids);
     assert_eq!((missing[0].sealing_key, missing[0].bundle.clone()), ([100; 32], bundle.clone()));
     assign(&mut session, &ids[0], "r1", &bundle, 12).await;
     devices::revoke(&mut session, &ids[1], 13).await.unwrap();
-    assert!(assignments::missing(&mut session, Page::default()).await.unwrap().is_empty());
-    let (from, to) = (RolloutState::Running, RolloutState::Completed);
-    rollouts::change(&mut session, &"r1".parse().unwrap(), from, to, 14).await.unwrap();
+    assert!(assignments::missing(&mut session, &r1, Page::default()).await.unwrap().is_empty());
+    complete(&mut session, &r1, 14).await;
     devices::insert(&mut session, &device(2), 15).await.unwrap();
     devices::classify(&mut session, &device(2).id, &class_id(), "late", 15).await.unwrap();
-    let late = assignments::missing(&mut session, Page::default()).await.unwrap();
+    let late = rollouts::unconsidered(&mut session, &class_id(), &r1.id, Page::default()).await.unwrap();
     assert_eq!(late.iter().map(|m| m.device.clone()).collect::<Vec<_>>(), [device(2).id], "a completed rollout still takes devices in");
+    assert_eq!(rollouts::standing(&mut session).await.unwrap().iter().map(|r| &r.id).collect::<Vec<_>>(), [&r1.id]);
+    rollouts::enlist(&mut session, &r1.id, &device(2).id, 7).await.unwrap();
+    assert_eq!(assignments::missing(&mut session, &r1, Page::default()).await.unwrap().len(), 1);
     bundles::withdraw(&mut session, &bundle).await.unwrap();
-    assert!(assignments::missing(&mut session, Page::default()).await.unwrap().is_empty(), "a withdrawn bundle goes to nobody");
+    assert!(assignments::missing(&mut session, &r1, Page::default()).await.unwrap().is_empty(), "a withdrawn bundle goes to nobody");
+}
+
+async fn only_devices_that_changed_are_considered_again(f: Fixture) {
+    let ids = f.class_of(3).await;
+    f.policy().await;
+    let r1 = begin(&f, "r1", &f.sealed(1, 10).await, 11).await;
+    let mut session = f.write().await;
+    assert!(rollouts::unconsidered(&mut session, &class_id(), &r1.id, Page::default()).await.unwrap().is_empty());
+    let labels = BTreeMap::from([("site".to_owned(), "bonn".to_owned())]);
+    assert!(devices::set_labels(&mut session, &ids[1], &labels, 12).await.unwrap());
+    let again = rollouts::unconsidered(&mut session, &class_id(), &r1.id, Page::default()).await.unwrap();
+    assert_eq!(again.iter().map(|c| (&c.device, &c.labels)).collect::<Vec<_>>(), [(&ids[1], &labels)]);
+    rollouts::dismiss(&mut session, &r1.id, &ids[1]).await.unwrap();
+    assert_eq!(rollouts::place(&mut session, &r1.id, &ids[1]).await.unwrap(), None);
+    let last = rollouts::place(&mut session, &r1.id, &ids[2]).await.unwrap().unwrap();
+    assert_eq!((last.before, last.given), (1, false));
+    assign(&mut session, &ids[2], "r1", &r1.bundle, 13).await;
+    rollouts::dismiss(&mut session, &r1.id, &ids[2]).await.unwrap();
+    assert!(rollouts::place(&mut session, &r1.id, &ids[2]).await.unwrap().unwrap().given, "what was given stays given");
+}
+
+async fn devices_go_back_to_what_they_proved_last(f: Fixture) {
+    let ids = f.class_of(3).await;
+    f.policy().await;
+    let (first, second) = (f.sealed(1, 10).await, f.sealed(2, 20).await);
+    let r1 = begin(&f, "r1", &first, 11).await;
+    let mut session = f.write().await;
+    for id in &ids[..2] {
+        let sequence = assign(&mut session, id, "r1", &first, 12).await;
+        assignments::observe(&mut session, &event(id, sequence, Observed::Proven), 13).await.unwrap();
+    }
+    complete(&mut session, &r1, 14).await;
+    session.commit().await.unwrap();
+    let r2 = begin(&f, "r2", &second, 21).await;
+    let mut session = f.write().await;
+    for id in [&ids[0], &ids[2]] {
+        assign(&mut session, id, "r2", &second, 22).await;
+    }
+    let back = assignments::returnable(&mut session, &r2, None, Page::default()).await.unwrap();
+    assert_eq!(back.iter().map(|b| (&b.device, &b.bundle)).collect::<Vec<_>>(), [(&ids[0], &first)], "the third has nothing to go back to");
+    let back = assignments::returnable(&mut session, &r2, Some(&first), Page::default()).await.unwrap();
+    assert_eq!(back.iter().map(|b| &b.device).collect::<Vec<_>>(), [&ids[0], &ids[2]]);
+    let counts = rollouts::counts(&mut session, &r2).await.unwrap();
+    assert_eq!((counts.members, counts.given, counts.returning), (3, 2, 0));
+    let sequence = assign(&mut session, &ids[0], "r2", &first, 23).await;
+    let counts = rollouts::counts(&mut session, &r2).await.unwrap();
+    assert_eq!((counts.given, counts.returning), (1, 1));
+    assignments::observe(&mut session, &event(&ids[0], sequence, Observed::Proven), 24).await.unwrap();
+    let counts = rollouts::counts(&mut session, &r2).await.unwrap();
+    assert_eq!((counts.given, counts.proven, counts.returning), (1, 0, 0), "proof of the old bundle is no success of the new one");
 }
 
 async fn evidence_moves_an_assignment_forwards_only(f: Fixture) {
@@ -164,6 +255,7 @@ async fn counts_are_of_active_devices(f: Fixture) {
     }
     devices::revoke(&mut session, &ids[2], 14).await.unwrap();
     let rollout = rollouts::newest(&mut session, &class_id()).await.unwrap().unwrap();
-    assert_eq!((rollout.devices, rollout.proven, rollout.failed), (2, 1, 1));
-    assert_eq!(rollouts::running(&mut session, Page::default()).await.unwrap(), [rollout]);
+    let counts = rollouts::counts(&mut session, &rollout).await.unwrap();
+    assert_eq!((counts.members, counts.given, counts.proven, counts.failed), (2, 2, 1, 1));
+    assert_eq!(rollouts::standing(&mut session).await.unwrap(), [rollout]);
 }

@@ -31,7 +31,7 @@ async fn versions_and_revisions_count_up(f: Fixture) {
     assert_eq!(models::find(&mut session, &"m".parse().unwrap(), 3).await.unwrap(), None);
     assert_eq!(models::list(&mut session, Page::of(2)).await.unwrap().len(), 2);
     for (slo, revision) in [(1_000, 1), (1_000, 1), (2_000, 2), (1_000, 3)] {
-        assert_eq!(policies::apply(&mut session, &policy("p", slo), 1).await.unwrap(), revision);
+        assert_eq!(policies::apply(&mut session, &policy("p", slo), "token:a", 1).await.unwrap(), revision);
     }
     let listed = policies::list(&mut session, Page::default()).await.unwrap();
     assert_eq!(listed.iter().map(|p| (p.revision, p.policy.slo_p95_us)).collect::<Vec<_>>(), [(3, 1_000)]);
