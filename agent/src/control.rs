@@ -4,7 +4,7 @@
 //! [`engine`] owns ledger and runtime and moves the device there; the [`report`] task owns the spool and empties it. None
 //! waits for another: without a controller the engine serves, without a runtime the link reports.
 
-mod attempt;
+pub mod attempt;
 mod bundle;
 mod conditions;
 mod door;

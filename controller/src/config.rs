@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ControllerError;
 
 /// Variables that are read from the environment, without their prefix; other programs of the project share the prefix.
-const VARIABLES: [&str; 16] = [
+const VARIABLES: [&str; 17] = [
     "data_dir",
     "listen_agents",
     "listen_api",
@@ -25,6 +25,7 @@ const VARIABLES: [&str; 16] = [
     "delivery_bytes_per_second",
     "reconcile_interval_ms",
     "measurement_deadline_seconds",
+    "windows_kept_days",
     "worker_threads",
     "drain_seconds",
     "onnxruntime",
@@ -71,6 +72,8 @@ pub struct Config {
     pub reconcile_interval_ms: u64,
     /// How long a device has to answer a measurement task, in seconds.
     pub measurement_deadline_seconds: u32,
+    /// Days for which single windows are kept; their roll-ups stay longer.
+    pub windows_kept_days: u32,
     /// Threads that prune; half of the processors when absent.
     pub worker_threads: Option<usize>,
     /// How long open requests may go on after a signal to end, in seconds.
@@ -96,6 +99,7 @@ impl Default for Config {
             delivery_bytes_per_second: None,
             reconcile_interval_ms: 1_000,
             measurement_deadline_seconds: 300,
+            windows_kept_days: 7,
             worker_threads: None,
             drain_seconds: 10,
             onnxruntime: None,
@@ -133,6 +137,7 @@ impl Config {
         at_least("max_upload_bytes", self.max_upload_bytes, 1)?;
         at_least("reconcile_interval_ms", self.reconcile_interval_ms, 10)?;
         at_least("measurement_deadline_seconds", u64::from(self.measurement_deadline_seconds), 1)?;
+        at_least("windows_kept_days", u64::from(self.windows_kept_days), 1)?;
         at_least("delivery_bytes_per_second", self.delivery_bytes_per_second.unwrap_or(1), 1)?;
         at_least("worker_threads", self.worker_threads.unwrap_or(1) as u64, 1)
     }

@@ -8,6 +8,7 @@ mod desired;
 mod enrollment;
 mod fetch;
 mod fleet;
+mod ingest;
 mod peer;
 mod report;
 mod status;
@@ -42,7 +43,8 @@ pub(crate) async fn run(controller: Shared, connections: mpsc::Receiver<(Connect
     let stop = controller.stop.clone();
     let watcher = tokio::spawn(deliver::run(controller.clone()));
     let enrollment = EnrollmentServer::new(enrollment::Service(controller.clone())).max_decoding_message_size(MAX_ENROLMENT_BYTES);
-    let fleet = FleetServer::new(fleet::Service(controller)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let fleet =
+        FleetServer::new(fleet::Service(controller.clone(), ingest::start(controller))).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = ReceiverStream::new(connections).map(|(connection, _)| Ok::<_, std::io::Error>(connection));
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))

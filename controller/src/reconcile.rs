@@ -19,6 +19,7 @@ pub mod progress;
 pub mod prune;
 pub mod publish;
 pub mod rollout;
+pub mod rollup;
 mod scope;
 pub mod seal;
 
@@ -93,7 +94,7 @@ macro_rules! stage {
     };
 }
 
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 12] = [
     stage!(publish),
     stage!(classify),
     stage!(measure),
@@ -105,6 +106,7 @@ const STAGES: [Stage; 11] = [
     stage!(assign),
     stage!(progress),
     stage!(adapt),
+    stage!(rollup),
 ];
 
 /// Runs every reconciler and the worker until `shutdown`, then waits for them: jobs under way go back into the queue.

@@ -67,6 +67,7 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/deployments", Viewer, get(journey::deployments)),
         ("/api/v1/jobs", Viewer, get(journey::jobs)),
         ("/api/v1/windows", Viewer, get(telemetry::windows)),
+        ("/api/v1/rollups", Viewer, get(telemetry::rollups)),
         ("/api/v1/decisions", Viewer, get(telemetry::decisions)),
         ("/api/v1/trust/{role}", Viewer, get(trust::show)),
         ("/api/v1/audit", Viewer, get(log::list)),

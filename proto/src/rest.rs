@@ -10,7 +10,7 @@ use pleach_domain::adapt::{Evidence, FrontPoint, Outcome};
 use pleach_domain::gate::Reading;
 use pleach_domain::profile::HardwareProfile;
 use pleach_domain::rollout::RolloutRules;
-use pleach_domain::state::{BundleState, DeviceState, JobState, Observed, RolloutState, VariantState};
+use pleach_domain::state::{BundleState, DeviceState, JobState, Observed, RolloutState, Span, VariantState};
 use serde::{Deserialize, Serialize};
 
 /// Header under which the checksum of an upload travels back, hexadecimal SHA-256.
@@ -245,6 +245,8 @@ pub struct RolloutView {
     pub failed: u64,
     /// Devices on their way back to what they had.
     pub returning: u64,
+    /// Devices that failed to go back.
+    pub stranded: u64,
     /// What its gates said last.
     pub readings: Vec<Reading>,
     /// Who applied the policy that it follows from.
@@ -363,6 +365,39 @@ pub struct WindowView {
     pub recall: Option<f64>,
     /// Macro F1 on them.
     pub f1: Option<f64>,
+}
+
+/// Telemetry of a device or class, added up over a span: `GET /api/v1/rollups?device=|class=&span=&since_ms=&until_ms=&limit=`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RollupView {
+    /// Over how long.
+    pub span: Span,
+    /// Begin of the span, milliseconds since 1970 UTC.
+    pub start_ms: i64,
+    /// SHA-256 of the bundle's ciphertext.
+    pub bundle: Digest,
+    /// Rung.
+    pub rung: String,
+    /// Windows.
+    pub windows: u64,
+    /// Requests answered or failed.
+    pub requests: u64,
+    /// Requests failed.
+    pub errors: u64,
+    /// Median latency in microseconds.
+    pub p50_us: u64,
+    /// 95th percentile of latency in microseconds.
+    pub p95_us: u64,
+    /// 99th percentile of latency in microseconds.
+    pub p99_us: u64,
+    /// Labelled samples.
+    pub labelled: u64,
+    /// Accuracy on them.
+    pub accuracy: Option<f64>,
+    /// CPU time that inference used, in microseconds.
+    pub cpu_us: u64,
+    /// Most resident memory, in bytes.
+    pub max_memory_bytes: u64,
 }
 
 /// A decision of the adaptation loop.

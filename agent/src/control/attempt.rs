@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::ledger::{Assigned, Attempt, Ledger, Step};
 
 /// Starts of the agent that may find an attempt on probation.
-pub(super) const MAX_BOOTS: u32 = 3;
+pub const MAX_BOOTS: u32 = 3;
 
 /// What to do with an assignment that both signers vouch for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Course {
+pub enum Course {
     /// Nothing: it is proven, being tried, or has failed before.
     Stay,
     /// The bundle that serves was assigned again: only the ledger changes.
@@ -19,7 +19,7 @@ pub(super) enum Course {
 }
 
 /// Decides on an assignment.
-pub(super) fn course(ledger: &Ledger, assigned: &Assigned) -> Course {
+pub fn course(ledger: &Ledger, assigned: &Assigned) -> Course {
     let same = |sequence: u64| sequence == assigned.sequence;
     let ended = ledger.ended.as_ref().is_some_and(|e| same(e.sequence));
     let tried = ledger.attempt.as_ref().is_some_and(|a| same(a.assigned.sequence));
@@ -32,7 +32,7 @@ pub(super) fn course(ledger: &Ledger, assigned: &Assigned) -> Course {
 
 /// Where an attempt of an earlier start goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resume {
+pub enum Resume {
     /// Download what is missing.
     Deliver,
     /// Load it.
@@ -42,7 +42,7 @@ pub(super) enum Resume {
 }
 
 /// Decides on an attempt found at start, counting this start. `staged` says whether the whole bundle is here.
-pub(super) fn resume(attempt: &mut Attempt, staged: bool) -> Resume {
+pub fn resume(attempt: &mut Attempt, staged: bool) -> Resume {
     if attempt.step == Step::Probation {
         attempt.boots += 1;
         if attempt.boots >= MAX_BOOTS {
@@ -54,7 +54,7 @@ pub(super) fn resume(attempt: &mut Attempt, staged: bool) -> Resume {
 
 /// What counters say of a bundle on probation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// Not enough yet.
     Wait,
     /// Keep it.
@@ -65,7 +65,7 @@ pub(super) enum Verdict {
 
 /// Judges a bundle on probation. Any failed inference ends it. Without traffic it waits; with too little, its longest time is
 /// enough as long as something was inferred.
-pub(super) fn judge(assigned: &Assigned, requests: u64, errors: u64, elapsed: Duration) -> Verdict {
+pub fn judge(assigned: &Assigned, requests: u64, errors: u64, elapsed: Duration) -> Verdict {
     if errors > 0 {
         return Verdict::Failed(format!("{errors} of {requests} inferences failed"));
     }

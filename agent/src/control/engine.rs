@@ -99,6 +99,8 @@ pub(super) struct Engine {
     pressed: bool,
     /// The deployment that was refused last, so that it is refused once.
     refused: Option<Digest>,
+    /// Sequence of the failure that was told since this start.
+    told: Option<u64>,
 }
 
 /// What comes to the engine from elsewhere.
@@ -145,6 +147,7 @@ impl Engine {
             service: Service::default(),
             pressed: false,
             refused: None,
+            told: None,
             device,
             keys,
             ledger_file,

@@ -7,11 +7,13 @@ use pleach_proto::fleet::{AgentMessage, ControllerMessage, FetchRequest, FetchRe
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{fetch, peer, report, sync};
+use super::ingest::Ingest;
+use super::report::Incoming;
+use super::{fetch, peer, sync};
 use crate::controller::Shared;
 
-/// The service.
-pub(super) struct Service(pub(super) Shared);
+/// The service, and the way of reports into the store.
+pub(super) struct Service(pub(super) Shared, pub(super) Ingest);
 
 #[tonic::async_trait]
 impl Fleet for Service {
@@ -31,6 +33,8 @@ impl Fleet for Service {
 
     async fn report(&self, request: Request<SignedReport>) -> Result<Response<ReportAck>, Status> {
         let device = peer::device(&self.0, &request).await?;
-        report::store(&self.0, &device, request.into_inner()).await.map(Response::new)
+        let report = Incoming::new(&device, &request.into_inner())?;
+        let sequence = self.1.store(report).await?;
+        Ok(Response::new(ReportAck { sequence }))
     }
 }

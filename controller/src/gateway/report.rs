@@ -1,10 +1,10 @@
-//! Reports: verified, bounded, deduplicated, and stored in one session.
+//! Reports: verified, bounded, deduplicated.
 
 use pleach_domain::profile::{HardwareProfile, MeasuredKernel};
 use pleach_domain::state::Observed;
 use pleach_domain::window::Window;
 use pleach_domain::{DeviceId, Digest};
-use pleach_proto::fleet::{Measurement, Report, ReportAck, SignedReport};
+use pleach_proto::fleet::{Measurement, Report, SignedReport};
 use pleach_proto::{REPORT_CONTEXT, WireError, convert};
 use pleach_store::{Session, StoreError, assignments, audit, devices, measurements, windows};
 use pleach_trust::PublicKey;
@@ -12,10 +12,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::enrollment::check_boot_id;
-use super::status;
 use crate::authority::DeviceCertificate;
-use crate::controller::Controller;
-use crate::random;
 use crate::rest::problem::chain;
 
 const MAX_WINDOWS: usize = 1_000;
@@ -48,30 +45,36 @@ struct Measured {
     outcome: Result<Vec<MeasuredKernel>, String>,
 }
 
-/// Verifies a report and stores what is new in it.
-pub(super) async fn store(controller: &Controller, device: &DeviceCertificate, signed: SignedReport) -> Result<ReportAck, Status> {
-    let key = PublicKey::ed25519(device.key.as_bytes());
-    pleach_trust::verify_payload(&key, REPORT_CONTEXT, &signed.body, &signed.signature)
-        .map_err(|_| Status::invalid_argument("the report is not signed by this device's key"))?;
-    let report = Report::decode(signed.body.as_slice()).map_err(|e| Status::invalid_argument(format!("the report does not parse: {e}")))?;
-    if report.device_id != device.device.as_str() {
-        let got: String = report.device_id.chars().take(80).collect();
-        return Err(Status::permission_denied(format!("the report is of device {got:?}: expected {:?}", device.device.as_str())));
+/// A verified report of a device, on its way into the store.
+pub(super) struct Incoming {
+    device: DeviceId,
+    report: Parsed,
+}
+
+impl Incoming {
+    /// Verifies a report.
+    pub(super) fn new(device: &DeviceCertificate, signed: &SignedReport) -> Result<Self, Status> {
+        let key = PublicKey::ed25519(device.key.as_bytes());
+        pleach_trust::verify_payload(&key, REPORT_CONTEXT, &signed.body, &signed.signature)
+            .map_err(|_| Status::invalid_argument("the report is not signed by this device's key"))?;
+        let report =
+            Report::decode(signed.body.as_slice()).map_err(|e| Status::invalid_argument(format!("the report does not parse: {e}")))?;
+        if report.device_id != device.device.as_str() {
+            let got: String = report.device_id.chars().take(80).collect();
+            return Err(Status::permission_denied(format!("the report is of device {got:?}: expected {:?}", device.device.as_str())));
+        }
+        Ok(Self { device: device.device.clone(), report: Parsed::new(report)? })
     }
-    let report = Parsed::new(report)?;
-    let now_ms = random::now_ms();
-    let mut session = controller.store.write().await.map_err(status::store)?;
-    if !devices::accept_report(&mut session, &device.device, report.sequence, now_ms).await.map_err(status::store)? {
-        let known = devices::find(&mut session, &device.device).await.map_err(status::store)?;
-        return known
-            .filter(|d| d.report_sequence >= report.sequence)
-            .map(|d| ReportAck { sequence: d.report_sequence })
-            .ok_or_else(|| Status::permission_denied("the device is revoked"));
+
+    /// Stores what is new in it. Answers the sequence up to which everything of the device is stored.
+    pub(super) async fn write(&self, session: &mut Session, now_ms: i64) -> Result<Result<u64, Status>, StoreError> {
+        if devices::accept_report(session, &self.device, self.report.sequence, now_ms).await? {
+            self.report.write(session, &self.device, now_ms).await?;
+            return Ok(Ok(self.report.sequence));
+        }
+        let known = devices::find(session, &self.device).await?.filter(|d| d.report_sequence >= self.report.sequence);
+        Ok(known.map(|d| d.report_sequence).ok_or_else(|| Status::permission_denied("the device is revoked")))
     }
-    report.write(&mut session, &device.device, now_ms).await.map_err(status::store)?;
-    session.commit().await.map_err(status::store)?;
-    controller.wake.all();
-    Ok(ReportAck { sequence: report.sequence })
 }
 
 impl Parsed {
@@ -89,9 +92,7 @@ impl Parsed {
     }
 
     async fn write(&self, session: &mut Session, device: &DeviceId, now_ms: i64) -> Result<(), StoreError> {
-        for window in &self.windows {
-            windows::insert(session, device, window, now_ms).await?;
-        }
+        windows::insert_all(session, device, &self.windows, now_ms).await?;
         for event in &self.events {
             event.write(session, device, now_ms).await?;
         }

@@ -81,6 +81,7 @@ async fn facts(session: &mut Session, rollout: &Rollout, base: Option<&Rollout>,
         proven: counts.proven,
         failed: counts.failed,
         returning: counts.returning,
+        stranded: counts.stranded,
         elapsed_ms: at_ms - rollout.since_ms,
     })
 }

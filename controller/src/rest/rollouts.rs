@@ -150,6 +150,7 @@ async fn view(session: &mut Session, rollout: Rollout) -> Result<RolloutView, Fa
         proven: counts.proven,
         failed: counts.failed,
         returning: counts.returning,
+        stranded: counts.stranded,
         readings: rollout.readings,
         begun_by: rollout.begun_by,
         approved_by: rollout.approved_by,

@@ -1,13 +1,15 @@
 //! What devices measured, and what was decided because of it. Reads only.
 
 use axum::extract::State;
+use pleach_domain::rollup::{Key, Subject, Sums};
+use pleach_domain::state::Span;
 use pleach_domain::{ClassId, DeviceId};
-use pleach_proto::rest::{DecisionView, List, WindowView};
-use pleach_store::{Page, decisions, windows};
+use pleach_proto::rest::{DecisionView, List, RollupView, WindowView};
+use pleach_store::{Page, decisions, rollups, windows};
 use serde::Deserialize;
 
 use super::extract::Query;
-use super::problem::Failure;
+use super::problem::{Code, Failure};
 use crate::controller::Shared;
 
 /// Which windows.
@@ -57,6 +59,49 @@ fn window(row: windows::WindowRow) -> WindowView {
         recall: confusion.as_ref().map(|c| c.macro_recall()),
         f1: confusion.as_ref().map(|c| c.macro_f1()),
     }
+}
+
+/// Which roll-ups.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Spans {
+    device: Option<DeviceId>,
+    class: Option<ClassId>,
+    span: Option<String>,
+    #[serde(default)]
+    since_ms: i64,
+    until_ms: Option<i64>,
+    limit: Option<u32>,
+}
+
+/// `GET /api/v1/rollups?device=|class=&span=&since_ms=&until_ms=&limit=`: the newest, newest last; by the hour unless told otherwise.
+pub(super) async fn rollups(State(controller): State<Shared>, Query(of): Query<Spans>) -> Result<axum::Json<List<RollupView>>, Failure> {
+    let subject = match (of.device, of.class) {
+        (Some(device), None) => Subject::Device(device),
+        (None, Some(class)) => Subject::Class(class),
+        _ => return Err(Failure::new(Code::RequestInvalid, "whose roll-ups is not clear: expected either device or class")),
+    };
+    let span = of.span.map_or(Ok(Span::Hour), |span| span.parse())?;
+    let filter = rollups::Filter { subject, span, since_ms: of.since_ms, until_ms: of.until_ms.unwrap_or(i64::MAX) };
+    let mut session = controller.store.read().await?;
+    let rows = rollups::list(&mut session, &filter, of.limit.map_or_else(Page::default, Page::of)).await?;
+    let view = |(key, sums): (Key, Sums)| RollupView {
+        span: key.span,
+        start_ms: key.start_ms,
+        bundle: key.bundle,
+        rung: key.rung,
+        windows: sums.windows,
+        requests: sums.requests,
+        errors: sums.errors,
+        p50_us: sums.latency.quantile_us(0.5),
+        p95_us: sums.latency.quantile_us(0.95),
+        p99_us: sums.latency.quantile_us(0.99),
+        labelled: sums.labelled,
+        accuracy: (sums.labelled > 0).then(|| sums.correct as f64 / sums.labelled as f64),
+        cpu_us: sums.cpu_us,
+        max_memory_bytes: sums.max_memory_bytes,
+    };
+    Ok(axum::Json(List { items: rows.into_iter().map(view).collect() }))
 }
 
 /// `GET /api/v1/decisions`: the newest, newest last.

@@ -278,6 +278,8 @@ pub struct Facts {
     pub failed: u64,
     /// On their way back to what they had before, without having proved or failed that yet.
     pub returning: u64,
+    /// Told to go back, and failed to: they run the bundle that is taken back, or one before.
+    pub stranded: u64,
     /// Milliseconds since the wave or state began.
     pub elapsed_ms: i64,
 }
@@ -306,6 +308,9 @@ pub fn next(rules: &RolloutRules, state: RolloutState, facts: &Facts, readings: 
             Step::Wait(why) if late => Step::Become(RolloutState::Paused, format!("{why} {after}")),
             step => step,
         },
+        RolloutState::Halting if facts.given == 0 && facts.returning == 0 && facts.stranded > 0 => {
+            Step::Become(RolloutState::Aborted, format!("{} devices failed to go back", facts.stranded))
+        }
         RolloutState::Halting if facts.given == 0 && facts.returning == 0 => {
             Step::Become(RolloutState::Reverted, "every device that had something to go back to is back".into())
         }
@@ -408,6 +413,8 @@ mod tests {
         assert_eq!(after(RolloutState::Halting), RolloutState::Aborted);
         let back = Facts { members: 2, ..Facts::default() };
         assert!(matches!(next(&rules, RolloutState::Halting, &back, &[]), Step::Become(RolloutState::Reverted, _)));
+        let stranded = Facts { stranded: 1, ..back };
+        assert!(matches!(next(&rules, RolloutState::Halting, &stranded, &[]), Step::Become(RolloutState::Aborted, _)), "not all are back");
     }
 
     #[test]

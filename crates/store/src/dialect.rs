@@ -62,6 +62,14 @@ impl Dialect {
         }
     }
 
+    /// Keeps others who add windows up out until the transaction ends: a sum is read, then written.
+    pub(crate) fn lock_rollups(self) -> Option<&'static str> {
+        match self {
+            Self::Sqlite => None,
+            Self::Postgres => Some("SELECT pg_advisory_xact_lock(7205759405)"),
+        }
+    }
+
     /// A schema text as this database spells it.
     pub(crate) fn schema(self, text: &str) -> String {
         match self {

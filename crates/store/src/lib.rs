@@ -24,6 +24,7 @@ mod migrate;
 pub mod models;
 pub mod policies;
 pub mod rollouts;
+pub mod rollups;
 mod session;
 pub mod tokens;
 pub mod trust;

@@ -7,8 +7,11 @@ use crate::column;
 use crate::error::StoreError;
 use crate::session::Session;
 
-const MIGRATIONS: &[(i64, &str)] =
-    &[(1, include_str!("../../../migrations/0001_first.sql")), (2, include_str!("../../../migrations/0002_rollouts.sql"))];
+const MIGRATIONS: &[(i64, &str)] = &[
+    (1, include_str!("../../../migrations/0001_first.sql")),
+    (2, include_str!("../../../migrations/0002_rollouts.sql")),
+    (3, include_str!("../../../migrations/0003_telemetry.sql")),
+];
 
 /// Applies what is missing. All or nothing: interrupted half-way it leaves the database as it was.
 pub(crate) async fn run(session: &mut Session, at_ms: i64) -> Result<(), StoreError> {

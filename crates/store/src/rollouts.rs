@@ -54,6 +54,8 @@ pub struct Counts {
     pub failed: u64,
     /// Devices that it sends back to another bundle, which have not settled yet.
     pub returning: u64,
+    /// Devices that it sent back to another bundle, which failed or refused that.
+    pub stranded: u64,
 }
 
 /// A device that may be for a rollout.
@@ -352,18 +354,26 @@ pub async fn counts(session: &mut Session, rollout: &Rollout) -> Result<Counts, 
     .fetch_all(session.connection())
     .await
     .map_err(StoreError::sql("rollouts.counts"))?;
-    let (returning,): (i64,) = sqlx::query_as(
-        r"SELECT COUNT(*)
+    let back: Vec<(String, i64)> = sqlx::query_as(
+        r"SELECT a.state, COUNT(*)
         FROM assignments a JOIN devices d ON d.id = a.device AND d.assignment_sequence = a.sequence AND d.state = 'active'
-        WHERE a.rollout = $1 AND a.state IN ('offered', 'delivering', 'staged', 'probation') AND a.bundle <> $2",
+        WHERE a.rollout = $1 AND a.bundle <> $2
+        GROUP BY a.state",
     )
     .bind(rollout.id.as_str())
     .bind(rollout.bundle.as_str())
-    .fetch_one(session.connection())
+    .fetch_all(session.connection())
     .await
-    .map_err(StoreError::sql("rollouts.returning"))?;
-    let mut counts =
-        Counts { members: count("rollouts.members", members)?, returning: count("rollouts.returning", returning)?, ..Counts::default() };
+    .map_err(StoreError::sql("rollouts.back"))?;
+    let mut counts = Counts { members: count("rollouts.members", members)?, ..Counts::default() };
+    for (state, devices) in back {
+        let devices: u64 = count("rollouts.back", devices)?;
+        match parse("assignments.state", &state)? {
+            Observed::Failed | Observed::Refused => counts.stranded += devices,
+            Observed::Offered | Observed::Delivering | Observed::Staged | Observed::Probation => counts.returning += devices,
+            Observed::Proven | Observed::Superseded => {}
+        }
+    }
     for (state, devices) in states {
         let devices: u64 = count("rollouts.counts", devices)?;
         counts.given += devices;

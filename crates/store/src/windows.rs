@@ -3,7 +3,7 @@
 use pleach_domain::metrics::Confusion;
 use pleach_domain::window::Window;
 use pleach_domain::{ClassId, DeviceId, Digest, LatencyHistogram};
-use sqlx::FromRow;
+use sqlx::{AssertSqlSafe, Executor, FromRow};
 
 use crate::column::{count, from_json, int, parse, parse_some, to_json};
 use crate::error::StoreError;
@@ -89,37 +89,132 @@ impl TryFrom<Row> for WindowRow {
     }
 }
 
+/// Columns that [`insert_all`] writes.
+const COLUMNS: usize = 15;
+/// Most windows of one statement: its parameters stay far below the limits of both databases.
+const ROWS: usize = 128;
+
 /// Stores a window. Answers false when the device's window of that number is stored already.
 ///
 /// # Errors
 /// [`StoreError::Sql`], [`StoreError::Document`].
 pub async fn insert(session: &mut Session, device: &DeviceId, window: &Window, at_ms: i64) -> Result<bool, StoreError> {
-    let confusion = window.confusion.as_ref().map(|c| to_json("windows.confusion", c)).transpose()?;
-    let done = sqlx::query(
-        r"INSERT INTO windows (device, number, bundle, rung, start_ms, duration_ms, requests, errors, histogram, confusion, cpu_us,
-            memory_bytes, received_at_ms, labelled, correct)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-        ON CONFLICT (device, number) DO NOTHING",
+    Ok(insert_all(session, device, std::slice::from_ref(window), at_ms).await? == 1)
+}
+
+/// Stores windows of a device, many with one statement. Answers how many were not stored already.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Document`].
+pub async fn insert_all(session: &mut Session, device: &DeviceId, windows: &[Window], at_ms: i64) -> Result<u64, StoreError> {
+    let mut stored = 0;
+    for some in windows.chunks(ROWS) {
+        let rows: Vec<String> = (0..some.len())
+            .map(|row| {
+                let places: Vec<String> = (1..=COLUMNS).map(|column| format!("${}", row * COLUMNS + column)).collect();
+                format!("({})", places.join(", "))
+            })
+            .collect();
+        let text = format!(
+            "INSERT INTO windows (device, number, bundle, rung, start_ms, duration_ms, requests, errors, histogram, confusion, cpu_us,
+                memory_bytes, received_at_ms, labelled, correct)
+            VALUES {}
+            ON CONFLICT (device, number) DO NOTHING",
+            rows.join(", ")
+        );
+        // Placeholders alone are put together.
+        let mut query = sqlx::query(AssertSqlSafe(text));
+        for window in some {
+            let confusion = window.confusion.as_ref().map(|c| to_json("windows.confusion", c)).transpose()?;
+            query = query
+                .bind(device.as_str().to_owned())
+                .bind(int(window.number))
+                .bind(window.bundle.to_string())
+                .bind(window.rung.clone())
+                .bind(window.start_ms)
+                .bind(int(window.duration_ms))
+                .bind(int(window.requests))
+                .bind(int(window.errors))
+                .bind(window.latency.encode())
+                .bind(confusion)
+                .bind(int(window.cpu_us))
+                .bind(int(window.memory_bytes))
+                .bind(at_ms)
+                .bind(int(window.confusion.as_ref().map_or(0, Confusion::total)))
+                .bind(int(window.confusion.as_ref().map_or(0, Confusion::correct)));
+        }
+        let done = query.execute(session.connection()).await.map_err(StoreError::sql("windows.insert"))?;
+        stored += done.rows_affected();
+    }
+    Ok(stored)
+}
+
+/// Takes windows that were not added up yet, the oldest arrivals first, and notes that they are. Whoever takes them must add them up in the
+/// same session; nobody else gets them.
+///
+/// # Errors
+/// [`StoreError::Sql`], [`StoreError::Column`], [`StoreError::Document`].
+pub async fn take_unrolled(session: &mut Session, page: Page) -> Result<Vec<WindowRow>, StoreError> {
+    if let Some(lock) = session.dialect().lock_rollups() {
+        session.connection().execute(sqlx::raw_sql(lock)).await.map_err(StoreError::sql("windows.lock"))?;
+    }
+    sqlx::query_as::<_, Row>(
+        r"UPDATE windows
+        SET rolled = 1
+        WHERE rolled = 0 AND (device, number) IN (
+            SELECT device, number FROM windows WHERE rolled = 0 ORDER BY received_at_ms LIMIT $1)
+        RETURNING device, (SELECT d.class FROM devices d WHERE d.id = windows.device) AS class, number, bundle, rung, start_ms, duration_ms,
+            requests, errors, histogram, confusion, cpu_us, memory_bytes, received_at_ms",
     )
-    .bind(device.as_str())
-    .bind(int(window.number))
-    .bind(window.bundle.to_string())
-    .bind(&window.rung)
-    .bind(window.start_ms)
-    .bind(int(window.duration_ms))
-    .bind(int(window.requests))
-    .bind(int(window.errors))
-    .bind(window.latency.encode())
-    .bind(confusion)
-    .bind(int(window.cpu_us))
-    .bind(int(window.memory_bytes))
-    .bind(at_ms)
-    .bind(int(window.confusion.as_ref().map_or(0, Confusion::total)))
-    .bind(int(window.confusion.as_ref().map_or(0, Confusion::correct)))
+    .bind(page.limit())
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::sql("windows.take_unrolled"))?
+    .into_iter()
+    .map(WindowRow::try_from)
+    .collect()
+}
+
+/// Whether a window waits to be added up.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn any_unrolled(session: &mut Session) -> Result<bool, StoreError> {
+    let row: Option<(i64,)> = sqlx::query_as(r"SELECT number FROM windows WHERE rolled = 0 LIMIT 1")
+        .fetch_optional(session.connection())
+        .await
+        .map_err(StoreError::sql("windows.any_unrolled"))?;
+    Ok(row.is_some())
+}
+
+/// Whether a window that was added up arrived before a time.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn any_before(session: &mut Session, before_ms: i64) -> Result<bool, StoreError> {
+    let row: Option<(i64,)> = sqlx::query_as(r"SELECT number FROM windows WHERE rolled = 1 AND received_at_ms < $1 LIMIT 1")
+        .bind(before_ms)
+        .fetch_optional(session.connection())
+        .await
+        .map_err(StoreError::sql("windows.any_before"))?;
+    Ok(row.is_some())
+}
+
+/// Forgets windows that were added up and arrived before a time. Answers how many.
+///
+/// # Errors
+/// [`StoreError::Sql`].
+pub async fn forget(session: &mut Session, before_ms: i64, page: Page) -> Result<u64, StoreError> {
+    let done = sqlx::query(
+        r"DELETE FROM windows
+        WHERE (device, number) IN (SELECT device, number FROM windows WHERE rolled = 1 AND received_at_ms < $1 LIMIT $2)",
+    )
+    .bind(before_ms)
+    .bind(page.limit())
     .execute(session.connection())
     .await
-    .map_err(StoreError::sql("windows.insert"))?;
-    Ok(done.rows_affected() == 1)
+    .map_err(StoreError::sql("windows.forget"))?;
+    Ok(done.rows_affected())
 }
 
 /// The newest windows, newest last.

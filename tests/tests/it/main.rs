@@ -6,5 +6,6 @@ mod faults;
 mod harness;
 mod journey;
 mod refusals;
+mod simulator;
 mod tidy;
 mod tuf;

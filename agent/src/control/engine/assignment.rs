@@ -52,9 +52,20 @@ impl Engine {
         self.refused = None;
         self.ledger.accepted = Some(agreed.accepted());
         match attempt::course(&self.ledger, &assigned) {
-            Course::Stay => {}
+            Course::Stay => self.tell_failure_again(&assigned).await,
             Course::Adopt => self.adopt(assigned).await,
             Course::Begin => self.begin(assigned).await,
+        }
+    }
+
+    /// Tells once for each start that an assignment which is still wanted has failed: the power may have gone between writing that down
+    /// and reporting it, and the controller would wait for ever.
+    async fn tell_failure_again(&mut self, assigned: &Assigned) {
+        let Some(ended) = self.ledger.ended.clone() else { return };
+        let serves = self.ledger.proven.as_ref().is_some_and(|p| p.sequence == ended.sequence);
+        if ended.sequence == assigned.sequence && !serves && self.told != Some(ended.sequence) {
+            self.told = Some(ended.sequence);
+            self.tell(assigned, State::Failed, Some(&Failure::new(&ended.check, "it failed before the agent was started again"))).await;
         }
     }
 
@@ -212,6 +223,7 @@ impl Engine {
         tracing::error!(bundle = %assigned.digest, check = failure.check, detail = failure.detail, "an assignment failed");
         self.fall_back(&assigned.digest).await;
         self.ledger.ended = Some(Ended { sequence: assigned.sequence, check: failure.check.clone() });
+        self.told = Some(assigned.sequence);
         // The bytes go first: they may be what fills the disk.
         self.sweep();
         self.save_or_log();

@@ -46,7 +46,10 @@ fn status(r: &RolloutView) -> String {
     };
     line("because", r.reason.clone());
     line("wave", format!("{} of {waves}, for {} of {} devices", r.wave + 1, r.target, r.devices));
-    line("devices", format!("{} given, {} proven, {} failed, {} going back", r.given, r.proven, r.failed, r.returning));
+    line(
+        "devices",
+        format!("{} given, {} proven, {} failed; {} going back, {} failed to", r.given, r.proven, r.failed, r.returning, r.stranded),
+    );
     line("selector", r.rules.selector.to_string());
     line("begun by", r.begun_by.clone());
     line("approved", r.approved_by.clone());
@@ -67,7 +70,7 @@ mod tests {
         let rollout = serde_json::json!({
             "id": "r-1", "class": "c", "bundle": "b-2", "state": "running", "reason": "4 of 5 devices have proved it, 0 failed",
             "rules": {"waves": ["5", "50%"], "selector": "site=berlin"}, "wave": 0, "target": 5, "devices": 90, "given": 5, "proven": 4,
-            "failed": 0, "returning": 0, "begun_by": "token:ada", "approved_by": "", "created_at_ms": 1, "since_ms": 1,
+            "failed": 0, "returning": 0, "stranded": 0, "begun_by": "token:ada", "approved_by": "", "created_at_ms": 1, "since_ms": 1,
             "readings": [{"gate": "errors", "verdict": "undecided", "canary": {"events": 1, "trials": 80},
                 "control": {"events": 9, "trials": 900}, "ln_harmful": 0.0, "ln_harmless": 1.0, "design_effect": 1.0}]
         });
@@ -75,7 +78,7 @@ mod tests {
         rollout r-1 of bundle b-2 to class c: running
           because   4 of 5 devices have proved it, 0 failed
           wave      1 of 3, for 5 of 90 devices
-          devices   5 given, 4 proven, 0 failed, 0 going back
+          devices   5 given, 4 proven, 0 failed; 0 going back, 0 failed to
           selector  site=berlin
           begun by  token:ada
           gate      errors: undecided; canary 1 of 80, control 9 of 900
