@@ -23,7 +23,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
     let beside = beside(path);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
+        let (begin, rest) = bytes.split_at(bytes.len() / 2);
+        step();
+        file.write_all(begin)?;
+        step();
+        file.write_all(rest)?;
         file.sync_all()
     };
     let written = write().map_err(AgentError::file("writing", &beside)).and_then(|()| rename(&beside, path));
@@ -39,7 +43,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
 /// # Errors
 /// [`AgentError::File`].
 pub fn rename(from: &Path, to: &Path) -> Result<(), AgentError> {
+    step();
     fs::rename(from, to).map_err(AgentError::file("renaming to", to))?;
+    step();
     sync_parent(to)
 }
 
@@ -48,6 +54,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), AgentError> {
 /// # Errors
 /// [`AgentError::File`].
 pub fn remove(path: &Path) -> Result<(), AgentError> {
+    step();
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(AgentError::file("removing", path)(source)),
         Ok(()) | Err(_) => Ok(()),
@@ -70,6 +77,26 @@ pub fn read_bounded(path: &Path, most: u64) -> Result<Option<Vec<u8>>, AgentErro
     }
     Ok(Some(bytes))
 }
+
+/// Ends this process as a power cut would, at the step that a test counts to.
+#[cfg(debug_assertions)]
+fn step() {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    static STEP: LazyLock<Option<u64>> = LazyLock::new(|| std::env::var("PLEACH_DRILL_FILE_STEP").ok()?.parse().ok());
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    if let Some(step) = *STEP
+        && MADE.fetch_add(1, Ordering::Relaxed) + 1 == step
+    {
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+}
+
+#[cfg(not(debug_assertions))]
+fn step() {}
 
 fn sync_parent(path: &Path) -> Result<(), AgentError> {
     let parent = path.parent().unwrap_or(Path::new("."));

@@ -14,7 +14,7 @@ use pleach_proto::inference::model_infer_request::InferInputTensor;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::bundle::{Bundle, fixture};
 use crate::lab::{Lab, PATIENCE};
@@ -172,6 +172,39 @@ impl Agent {
         }
     }
 
+    /// Uses the local API until something has come true; `false` when the agent ends before.
+    pub async fn offers_until(&mut self, come_true: impl Fn() -> bool) -> bool {
+        let mut client = GrpcInferenceServiceClient::new(self.lazy_channel());
+        tokio::time::timeout(PATIENCE, async {
+            while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
+                if come_true() {
+                    return true;
+                }
+                // Refused is fine: nothing may serve yet, or the agent has just ended.
+                let _ = tokio::time::timeout(Duration::from_millis(500), client.model_infer(request())).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            false
+        })
+        .await
+        .unwrap_or_else(|_| panic!("it does not come true:\n{}", self.log()))
+    }
+
+    /// Waits until something has come true; `false` when the agent ends before.
+    pub async fn lives_until(&mut self, come_true: impl Fn() -> bool) -> bool {
+        tokio::time::timeout(PATIENCE, async {
+            while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
+                if come_true() {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            false
+        })
+        .await
+        .unwrap_or_else(|_| panic!("it does not come true:\n{}", self.log()))
+    }
+
     /// Lets the model's thread misbehave, see `runtime::drill`; what came of it.
     pub async fn drill(&self, what: &str) -> Status {
         let drill = ModelInferRequest { id: format!("drill:{what}"), ..request() };
@@ -179,12 +212,11 @@ impl Agent {
     }
 
     pub async fn channel(&self) -> Channel {
-        let socket = self.socket();
-        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        Endpoint::from_static("http://agent").connect_with_connector(connector).await.unwrap()
+        Endpoint::from_static("http://agent").connect_with_connector(connector(self.socket())).await.unwrap()
+    }
+
+    fn lazy_channel(&self) -> Channel {
+        Endpoint::from_static("http://agent").connect_with_connector_lazy(connector(self.socket()))
     }
 }
 
@@ -198,6 +230,16 @@ impl Drop for Agent {
             eprintln!("log of the agent:\n{}", self.log());
         }
     }
+}
+
+/// Connects to the agent's socket, whatever address is asked for.
+pub fn connector(
+    socket: PathBuf,
+) -> impl tower::Service<Uri, Response = TokioIo<UnixStream>, Error = std::io::Error, Future: Send> + Send + 'static {
+    tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok(TokioIo::new(UnixStream::connect(socket).await?)) }
+    })
 }
 
 pub fn request() -> ModelInferRequest {

@@ -181,6 +181,16 @@ impl Lab {
 
     /// [`Lab::assign`] with a hand in the deployment.
     pub fn assign_with(&self, bundle: &Bundle, sequence: u64, alter: impl FnOnce(&mut Deployment)) {
+        let mut deployment = self.deployment(bundle, sequence);
+        alter(&mut deployment);
+        self.script.desired.send_modify(|desired| {
+            desired.generation += 1;
+            desired.deployment = Some(deployment);
+        });
+    }
+
+    /// Releases a bundle and signs its assignment.
+    fn deployment(&self, bundle: &Bundle, sequence: u64) -> Deployment {
         let blob = Blob { bytes: bundle.bytes.clone(), leaves: bundle.leaves.clone() };
         self.script.blobs.lock().unwrap().insert(bundle.digest, blob);
         let mut released = self.released.lock().unwrap();
@@ -193,7 +203,7 @@ impl Lab {
         let snapshot = author.snapshot(*version, UtcTime::MAX, *version, *version).unwrap();
         let wrapped = wrap(&bundle.content_key, &self.device().sealing, &self.context(bundle, sequence)).unwrap();
         let (key, ciphertext) = wrapped.as_bytes().split_at(32);
-        let mut deployment = Deployment {
+        Deployment {
             root_chain: Vec::new(),
             timestamp: author.timestamp(*version, UtcTime::MAX, *version, &snapshot).unwrap(),
             snapshot,
@@ -204,20 +214,12 @@ impl Lab {
             wrap_ciphertext: ciphertext.to_vec(),
             probation_inferences: 5,
             probation_ms: 600_000,
-        };
-        alter(&mut deployment);
-        self.script.desired.send_modify(|desired| {
-            desired.generation += 1;
-            desired.deployment = Some(deployment);
-        });
+        }
     }
 
     /// The file that carries a bundle to the device without a network.
     pub fn offline(&self, bundle: &Bundle, sequence: u64) -> Vec<u8> {
-        let before = self.script.desired.borrow().clone();
-        self.assign(bundle, sequence);
-        let deployment = self.script.desired.borrow().deployment.clone().unwrap();
-        self.script.desired.send_modify(|desired| desired.deployment = before.deployment);
+        let deployment = self.deployment(bundle, sequence);
         let header = FetchHeader { length: bundle.bytes.len() as u64, leaves: bundle.leaves.clone() };
         [pleach_proto::offline::head(&deployment, &header), bundle.bytes.to_vec()].concat()
     }

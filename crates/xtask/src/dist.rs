@@ -3,6 +3,8 @@
 //! Everything comes from this checkout and from `deploy/`; `dpkg-deb` puts it together. A package is for the machine's own
 //! architecture.
 
+mod trial;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,9 @@ pub(crate) struct Options {
     /// Take the debug build: quicker to make, slower to run
     #[arg(long)]
     debug: bool,
+    /// Install, run, upgrade, remove and purge them in a Debian that is booted for it; needs root
+    #[arg(long)]
+    trial: bool,
 }
 
 /// A package that can be built.
@@ -130,10 +135,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     let binaries = workspace.target.join(if options.debug { "debug" } else { "release" });
     let output = options.output.clone().unwrap_or_else(|| workspace.target.join("dist"));
     fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
+    let mut files = Vec::new();
     for package in wanted {
-        println!("{}", build_package(workspace, package, &binaries, &output)?.display());
+        files.push(build_package(workspace, package, &binaries, &output)?);
     }
-    Ok(())
+    files.iter().for_each(|file| println!("{}", file.display()));
+    if options.trial { trial::run(&files) } else { Ok(()) }
 }
 
 fn build_package(workspace: &Workspace, package: Package, binaries: &Path, output: &Path) -> anyhow::Result<PathBuf> {
