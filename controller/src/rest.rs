@@ -1,12 +1,15 @@
 //! The REST interface of people and their tools under `/api/v1`: JSON in and out, refusals as problem details (RFC 9457).
 //!
-//! Every route names the least role that may use it; there is no way to add one without. Only `/healthz` and `/readyz` are open.
+//! Every route names the least role that may use it; there is no way to add one without. Only `/healthz`, `/readyz` and the page of the
+//! dashboard, which holds no figures, are open.
 
 mod api_tokens;
 mod auth;
 mod blobs;
+mod dashboard;
 mod devices;
 mod extract;
+mod fleet;
 mod inspect;
 mod journey;
 mod log;
@@ -23,10 +26,11 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use tower_http::trace::TraceLayer;
 
-pub use auth::{Role, first_admin};
+pub use auth::first_admin;
+use pleach_domain::role::Role;
 
 use crate::controller::Shared;
 use auth::Guard;
@@ -45,9 +49,13 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/policies/{name}", Operator, put(policies::apply)),
         ("/api/v1/policies", Viewer, get(policies::list)),
         ("/api/v1/api-tokens", Admin, post(api_tokens::create)),
+        ("/api/v1/api-tokens", Admin, get(api_tokens::list)),
+        ("/api/v1/api-tokens/{name}", Admin, delete(api_tokens::revoke)),
         ("/api/v1/tokens", Admin, post(tokens::create)),
         ("/api/v1/tokens", Admin, get(tokens::list)),
         ("/api/v1/tokens/{id}/revoke", Admin, post(tokens::revoke)),
+        ("/api/v1/events", Viewer, get(fleet::events)),
+        ("/api/v1/fleet", Viewer, get(fleet::show)),
         ("/api/v1/devices", Viewer, get(devices::list)),
         ("/api/v1/devices/{id}", Viewer, get(devices::show)),
         ("/api/v1/devices/{id}/revoke", Admin, post(devices::revoke)),
@@ -81,7 +89,7 @@ pub fn router(controller: Shared) -> Router {
         router.route(path, method.layer(from_fn_with_state(Guard::new(controller.clone(), role), auth::check)))
     });
     open.merge(guarded)
-        .fallback(|| async { Failure::new(Code::NotFound, "no such route: expected one under /api/v1") })
+        .fallback(get(dashboard::serve))
         .method_not_allowed_fallback(|| async { Failure::new(Code::MethodNotAllowed, "the route does not have this method") })
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         .layer(TraceLayer::new_for_http())

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use pleach_domain::Digest;
 use pleach_domain::adapt::{Evidence, FrontPoint, Outcome};
 use pleach_domain::gate::Reading;
+use pleach_domain::id::ApiTokenId;
 use pleach_domain::profile::HardwareProfile;
+use pleach_domain::role::Role;
 use pleach_domain::rollout::RolloutRules;
 use pleach_domain::state::{BundleState, DeviceState, JobState, Observed, RolloutState, Span, VariantState};
 use serde::{Deserialize, Serialize};
@@ -109,6 +111,34 @@ pub struct TokenView {
     pub uses_left: u32,
     /// When it expires, milliseconds since 1970 UTC.
     pub expires_at_ms: i64,
+}
+
+/// `POST /api/v1/api-tokens`: a token for a person or a tool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewApiToken {
+    /// Name, as the audit log gives it.
+    pub name: ApiTokenId,
+    /// What it may do.
+    pub role: Role,
+    /// Seconds until it expires; never, when absent.
+    pub ttl_seconds: Option<u32>,
+}
+
+/// An API token, whose text is shown once.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ApiTokenView {
+    /// Name.
+    pub name: ApiTokenId,
+    /// What it may do.
+    pub role: Role,
+    /// The whole token, only in the answer to its creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// When it was made, milliseconds since 1970 UTC.
+    pub created_at_ms: i64,
+    /// When it expires, milliseconds since 1970 UTC; never, when absent.
+    pub expires_at_ms: Option<i64>,
 }
 
 /// A device.
@@ -282,27 +312,6 @@ pub struct LabelChange {
     pub remove: Vec<String>,
 }
 
-/// An API token to be made: `POST /api/v1/api-tokens`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewApiToken {
-    /// Whose it is; the audit log names them `token:<id>`.
-    pub id: String,
-    /// `viewer`, `operator` or `admin`.
-    pub role: String,
-}
-
-/// An API token; its text is shown once.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct ApiTokenView {
-    /// Whose it is.
-    pub id: String,
-    /// What it may do.
-    pub role: String,
-    /// Its text.
-    pub token: String,
-}
-
 /// What one device should run and what it has proved: `GET /api/v1/deployments`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeploymentView {
@@ -330,6 +339,37 @@ pub struct DeploymentView {
     pub assigned_at_ms: i64,
     /// When its state last changed, milliseconds since 1970 UTC.
     pub changed_at_ms: i64,
+}
+
+/// How many devices are in one state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceCount {
+    /// State.
+    pub state: DeviceState,
+    /// Devices.
+    pub count: u64,
+}
+
+/// How many devices of one class have their newest assignment in one state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentCount {
+    /// Class of the devices.
+    pub class: String,
+    /// State of the assignment.
+    pub state: Observed,
+    /// Devices.
+    pub count: u64,
+}
+
+/// The fleet in counts: `GET /api/v1/fleet`. Its size does not depend on the number of devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetView {
+    /// Devices by state.
+    pub devices: Vec<DeviceCount>,
+    /// Devices whose stream is open at the controller that answers.
+    pub connected: u64,
+    /// Newest assignments by class and state.
+    pub deployments: Vec<DeploymentCount>,
 }
 
 /// A telemetry window: `GET /api/v1/windows?device=&class=&since_ms=&limit=`.

@@ -6,9 +6,10 @@ use pleach_domain::DeviceId;
 use pleach_domain::selector::check_label;
 use pleach_proto::rest::{DeviceView, LabelChange, List};
 use pleach_store::{Page, Session, audit, devices};
+use serde::Deserialize;
 
 use super::auth::Actor;
-use super::extract::{Json, Path};
+use super::extract::{Json, Path, Query};
 use super::problem::{Code, Failure};
 use crate::controller::{Controller, Shared};
 use crate::random;
@@ -16,11 +17,29 @@ use crate::random;
 /// Most labels of one device.
 const MAX_LABELS: usize = 32;
 
-/// `GET /api/v1/devices`: every device, by identifier.
-pub(super) async fn list(State(controller): State<Shared>) -> Result<axum::Json<List<DeviceView>>, Failure> {
+/// What a list of devices holds.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Shape {
+    /// Whether each device's profile, with its measured kernels, is in it: by far the most of it.
+    #[serde(default = "yes")]
+    profile: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// `GET /api/v1/devices?profile=`: every device, by identifier.
+pub(super) async fn list(State(controller): State<Shared>, Query(shape): Query<Shape>) -> Result<axum::Json<List<DeviceView>>, Failure> {
     let mut session = controller.store.read().await?;
     let rows = devices::list(&mut session, Page::of(Page::MAX_LIMIT)).await?;
-    Ok(axum::Json(List { items: rows.into_iter().map(|device| view(&controller, device)).collect() }))
+    let items = rows.into_iter().map(|device| {
+        let mut view = view(&controller, device);
+        view.profile = view.profile.filter(|_| shape.profile);
+        view
+    });
+    Ok(axum::Json(List { items: items.collect() }))
 }
 
 /// `GET /api/v1/devices/{id}`.

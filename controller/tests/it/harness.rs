@@ -97,6 +97,13 @@ impl Fixture {
         response.json::<Value>().await.unwrap()["token"].as_str().unwrap().to_owned()
     }
 
+    /// The text of a fresh API token.
+    pub(crate) async fn api_token(&self, body: Value) -> String {
+        let response = self.admin(Method::POST, "/api/v1/api-tokens").json(&body).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::CREATED);
+        response.json::<Value>().await.unwrap()["token"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) async fn channel(&self, agent: Option<&Agent>) -> Channel {
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&self.ca)).domain_name("localhost");
         if let Some(agent) = agent {

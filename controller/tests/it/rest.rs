@@ -1,41 +1,55 @@
-use pleach_controller::rest::Role;
+use pleach_domain::role::Role;
 use pleach_domain::state::DeviceState;
-use pleach_proto::rest::{AuditView, DeviceView, List, TokenView};
+use pleach_proto::rest::{ApiTokenView, AuditView, DeviceCount, DeviceView, FleetView, List, TokenView};
 use pleach_store::{api_tokens, audit};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{Fixture, problem};
 
-const ROUTES: [(&str, &str); 22] = [
-    ("PUT", "/api/v1/blobs/00"),
-    ("POST", "/api/v1/models"),
-    ("GET", "/api/v1/models"),
-    ("PUT", "/api/v1/policies/p"),
-    ("GET", "/api/v1/policies"),
-    ("POST", "/api/v1/tokens"),
-    ("GET", "/api/v1/tokens"),
-    ("POST", "/api/v1/tokens/t/revoke"),
-    ("GET", "/api/v1/devices"),
-    ("GET", "/api/v1/devices/d"),
-    ("POST", "/api/v1/devices/d/revoke"),
-    ("POST", "/api/v1/devices/d/approve"),
-    ("GET", "/api/v1/classes"),
-    ("GET", "/api/v1/variants"),
-    ("GET", "/api/v1/bundles"),
-    ("GET", "/api/v1/rollouts"),
-    ("GET", "/api/v1/deployments"),
-    ("GET", "/api/v1/jobs"),
-    ("GET", "/api/v1/windows"),
-    ("GET", "/api/v1/decisions"),
-    ("GET", "/api/v1/trust/root"),
-    ("GET", "/api/v1/audit"),
+/// Every guarded route with the least role that may use it.
+const ROUTES: [(&str, &str, Role); 35] = [
+    ("PUT", "/api/v1/blobs/00", Role::Operator),
+    ("POST", "/api/v1/models", Role::Operator),
+    ("GET", "/api/v1/models", Role::Viewer),
+    ("PUT", "/api/v1/policies/p", Role::Operator),
+    ("GET", "/api/v1/policies", Role::Viewer),
+    ("POST", "/api/v1/api-tokens", Role::Admin),
+    ("GET", "/api/v1/api-tokens", Role::Admin),
+    ("DELETE", "/api/v1/api-tokens/t", Role::Admin),
+    ("POST", "/api/v1/tokens", Role::Admin),
+    ("GET", "/api/v1/tokens", Role::Admin),
+    ("POST", "/api/v1/tokens/t/revoke", Role::Admin),
+    ("GET", "/api/v1/events", Role::Viewer),
+    ("GET", "/api/v1/fleet", Role::Viewer),
+    ("GET", "/api/v1/devices", Role::Viewer),
+    ("GET", "/api/v1/devices/d", Role::Viewer),
+    ("POST", "/api/v1/devices/d/revoke", Role::Admin),
+    ("POST", "/api/v1/devices/d/approve", Role::Admin),
+    ("POST", "/api/v1/devices/d/labels", Role::Operator),
+    ("GET", "/api/v1/devices/d/why", Role::Viewer),
+    ("GET", "/api/v1/rollouts/r", Role::Viewer),
+    ("POST", "/api/v1/rollouts/r/pause", Role::Operator),
+    ("POST", "/api/v1/rollouts/r/resume", Role::Operator),
+    ("POST", "/api/v1/rollouts/r/abort", Role::Operator),
+    ("POST", "/api/v1/rollouts/r/undo", Role::Operator),
+    ("POST", "/api/v1/rollouts/r/approve", Role::Operator),
+    ("GET", "/api/v1/classes", Role::Viewer),
+    ("GET", "/api/v1/variants", Role::Viewer),
+    ("GET", "/api/v1/bundles", Role::Viewer),
+    ("GET", "/api/v1/rollouts", Role::Viewer),
+    ("GET", "/api/v1/deployments", Role::Viewer),
+    ("GET", "/api/v1/jobs", Role::Viewer),
+    ("GET", "/api/v1/windows", Role::Viewer),
+    ("GET", "/api/v1/decisions", Role::Viewer),
+    ("GET", "/api/v1/trust/root", Role::Viewer),
+    ("GET", "/api/v1/audit", Role::Viewer),
 ];
 
 #[tokio::test]
 async fn every_route_refuses_requests_without_a_token_or_with_a_wrong_one() {
     let fixture = Fixture::start().await;
-    for (method, path) in ROUTES {
+    for (method, path, _) in ROUTES {
         let method: Method = method.parse().unwrap();
         let without = fixture.anonymous(method.clone(), path).send().await.unwrap();
         assert_eq!(without.headers()["www-authenticate"], "Bearer");
@@ -48,28 +62,83 @@ async fn every_route_refuses_requests_without_a_token_or_with_a_wrong_one() {
 }
 
 #[tokio::test]
-async fn a_viewer_reads_but_neither_uploads_nor_lets_devices_in() {
+async fn every_route_asks_for_its_role_and_no_more() {
     let fixture = Fixture::start().await;
-    let mut session = fixture.controller().store.write().await.unwrap();
-    let viewer = api_tokens::ApiToken { id: "v".into(), role: Role::Viewer.as_str().into() };
-    api_tokens::put(&mut session, &viewer, &pleach_artifact::sha256(b"secret"), None, 1).await.unwrap();
-    session.commit().await.unwrap();
-    for (method, path) in ROUTES {
-        let response = fixture.anonymous(method.parse().unwrap(), path).bearer_auth("secret").send().await.unwrap();
-        let reads = method == "GET" && path != "/api/v1/tokens";
-        assert_eq!(response.status() != StatusCode::FORBIDDEN, reads, "{method} {path}");
+    for role in Role::ALL {
+        let token = fixture.api_token(json!({"name": format!("a-{role}"), "role": role})).await;
+        for (method, path, least) in ROUTES {
+            let response = fixture.anonymous(method.parse().unwrap(), path).bearer_auth(&token).send().await.unwrap();
+            assert_eq!(response.status() != StatusCode::FORBIDDEN, role >= least, "{role}: {method} {path}");
+        }
     }
 }
 
 #[tokio::test]
-async fn an_expired_api_token_is_refused() {
+async fn api_tokens_end_when_they_expire_or_are_taken_back_and_the_last_administrator_stays() {
     let fixture = Fixture::start().await;
+    let code =
+        async |method: Method, path: &str, body: Value| problem(fixture.admin(method, path).json(&body).send().await.unwrap()).await.code;
+    let old = api_tokens::ApiToken { id: "old".parse().unwrap(), role: Role::Admin, created_at_ms: 1, expires_at_ms: Some(1_000) };
     let mut session = fixture.controller().store.write().await.unwrap();
-    let token = api_tokens::ApiToken { id: "old".into(), role: Role::Admin.as_str().into() };
-    api_tokens::put(&mut session, &token, &pleach_artifact::sha256(b"secret"), Some(1_000), 1).await.unwrap();
+    assert!(api_tokens::insert(&mut session, &old, &pleach_artifact::sha256(b"secret")).await.unwrap());
     session.commit().await.unwrap();
-    let response = fixture.anonymous(Method::GET, "/api/v1/devices").bearer_auth("secret").send().await.unwrap();
-    assert_eq!(problem(response).await.code, "unauthenticated");
+    let refused = async |token: &str| {
+        let response = fixture.anonymous(Method::GET, "/api/v1/devices").bearer_auth(token).send().await.unwrap();
+        response.status() == StatusCode::UNAUTHORIZED
+    };
+    assert!(refused("secret").await, "an expired token is refused");
+
+    let wall = json!({"name": "wall", "role": "viewer", "ttl_seconds": 600});
+    let token = fixture.api_token(wall.clone()).await;
+    assert!(!refused(&token).await);
+    assert_eq!(code(Method::POST, "/api/v1/api-tokens", wall).await, "conflict");
+    let listed: List<ApiTokenView> = fixture.get("/api/v1/api-tokens").await;
+    assert!(listed.items.iter().all(|t| t.token.is_none()), "texts are shown once");
+    let gone = fixture.admin(Method::DELETE, "/api/v1/api-tokens/wall").send().await.unwrap();
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    assert!(refused(&token).await, "a token that was taken back is refused at once");
+    assert_eq!(code(Method::DELETE, "/api/v1/api-tokens/wall", json!({})).await, "not-found");
+    assert_eq!(code(Method::DELETE, "/api/v1/api-tokens/admin", json!({})).await, "conflict");
+    for bad in [json!({"name": "Not A Name", "role": "viewer"}), json!({"name": "x", "role": "root"}), json!({"name": "x"})] {
+        assert_eq!(code(Method::POST, "/api/v1/api-tokens", bad).await, "request-invalid");
+    }
+    assert_eq!(code(Method::POST, "/api/v1/api-tokens", json!({"name": "x", "role": "viewer", "ttl_seconds": 0})).await, "field-invalid");
+}
+
+#[tokio::test]
+async fn the_stream_of_events_says_when_something_changed() {
+    let fixture = Fixture::start().await;
+    let mut events = fixture.admin(Method::GET, "/api/v1/events").send().await.unwrap();
+    assert_eq!(events.headers()["content-type"], "text/event-stream");
+    let mut changed = async || {
+        let mut text = String::new();
+        while !text.contains("event: changed") {
+            text += std::str::from_utf8(&events.chunk().await.unwrap().expect("the stream stays open")).unwrap();
+        }
+    };
+    changed().await;
+    fixture.agent("dev-1").await;
+    changed().await;
+    let fleet: FleetView = fixture.get("/api/v1/fleet").await;
+    assert_eq!(fleet.devices, [DeviceCount { state: DeviceState::Active, count: 1 }]);
+    let slim: List<DeviceView> = fixture.get("/api/v1/devices?profile=false").await;
+    assert!(slim.items[0].profile.is_none());
+    fixture.running.shutdown().await;
+    while events.chunk().await.is_ok_and(|chunk| chunk.is_some()) {}
+}
+
+#[tokio::test]
+async fn the_dashboard_is_served_with_a_strict_policy_and_knows_nothing() {
+    let fixture = Fixture::start().await;
+    for path in ["/", "/devices/dev-1", "/classes"] {
+        let page = fixture.anonymous(Method::GET, path).send().await.unwrap();
+        assert_eq!(page.status(), StatusCode::OK, "{path}: run `cargo xtask dashboard`");
+        let policy = page.headers()["content-security-policy"].to_str().unwrap().to_owned();
+        assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        assert!(page.text().await.unwrap().contains("<title>Pleach</title>"));
+    }
+    let missing = fixture.anonymous(Method::GET, "/assets/none.js").send().await.unwrap();
+    assert_eq!(missing.status(), StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -278,9 +278,9 @@ async fn people_steer_and_are_told_why(fleet: Fleet) {
     let admin = std::fs::read_to_string(file).unwrap();
     let mut tokens = Vec::new();
     for (id, role) in [("first", "operator"), ("second", "operator"), ("reader", "viewer")] {
-        let (status, made): (_, ApiTokenView) = fleet.call(&admin, "POST", "api-tokens", json!({"id": id, "role": role})).await;
-        assert_eq!((status, made.id.as_str()), (StatusCode::CREATED, id));
-        tokens.push(made.token);
+        let (status, made): (_, ApiTokenView) = fleet.call(&admin, "POST", "api-tokens", json!({"name": id, "role": role})).await;
+        assert_eq!((status, made.name.as_str()), (StatusCode::CREATED, id));
+        tokens.push(made.token.unwrap());
     }
     let (first, person, reader) = (&tokens[0], &tokens[1], &tokens[2]);
     let deed = |deed: &str| format!("rollouts/{}/{deed}", rollout.id);

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pleach_domain::id::{DeviceId, ModelName, RolloutId, TokenId};
+use pleach_domain::id::{ApiTokenId, DeviceId, ModelName, RolloutId, TokenId};
+use pleach_domain::role::Role;
 
 pub use prune::{Prune, PruneOutput};
 
@@ -19,6 +20,7 @@ Examples:
   pleach model push --name shoes --onnx model.onnx --calibration calibration.npz --validation validation.npz
   pleach policy apply -f policy.toml
   pleach token create --uses 10 --ttl 1h --label site=berlin
+  pleach api-token create wall-display --role viewer
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the controller could not be reached, 4 no variant keeps what was asked
 for, 130 cancelled.";
@@ -95,6 +97,9 @@ pub enum RemoteCommand {
     /// Enrolment tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Tokens of people and tools for this interface and the dashboard
+    #[command(subcommand)]
+    ApiToken(ApiTokenCommand),
     /// Devices
     #[command(subcommand)]
     Device(DeviceCommand),
@@ -108,9 +113,6 @@ pub enum RemoteCommand {
         /// The rollout; else the newest of the device's class
         rollout: Option<RolloutId>,
     },
-    /// API tokens of people and programs
-    #[command(subcommand, name = "api-token")]
-    ApiToken(ApiTokenCommand),
 }
 
 /// `pleach inspect`.
@@ -188,6 +190,8 @@ pub enum Noun {
     Jobs,
     /// The log of changes.
     Audit,
+    /// Tokens of people and tools.
+    ApiTokens,
 }
 
 impl Noun {
@@ -205,6 +209,7 @@ impl Noun {
             Self::Decisions => "decisions",
             Self::Jobs => "jobs",
             Self::Audit => "audit",
+            Self::ApiTokens => "api-tokens",
         }
     }
 }
@@ -340,6 +345,27 @@ pub enum SignedRole {
     Director,
 }
 
+/// `pleach api-token`.
+#[derive(Debug, Subcommand)]
+pub enum ApiTokenCommand {
+    /// Create a token; it is printed once
+    Create {
+        /// Whose it is, as the audit log will name it
+        name: ApiTokenId,
+        /// What it may do: viewer, operator or admin
+        #[arg(long)]
+        role: Role,
+        /// How long it is good for: a number and s, m, h or d; for ever, when absent
+        #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+        ttl: Option<u32>,
+    },
+    /// Take a token back
+    Revoke {
+        /// Whose it is
+        name: ApiTokenId,
+    },
+}
+
 /// `pleach device`.
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
@@ -398,19 +424,6 @@ pub enum RolloutCommand {
     Approve {
         /// The rollout
         id: RolloutId,
-    },
-}
-
-/// `pleach api-token`.
-#[derive(Debug, Subcommand)]
-pub enum ApiTokenCommand {
-    /// Create a token, or give that of the same name another text; it is printed once
-    Create {
-        /// Whose it is; the audit log names them so
-        name: DeviceId,
-        /// What it may do: viewer, operator or admin
-        #[arg(long, default_value = "viewer")]
-        role: String,
     },
 }
 

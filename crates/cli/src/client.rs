@@ -129,6 +129,22 @@ impl Client {
         self.send(Method::POST, &["tokens"], Repeat::BeforeConnecting, token).await
     }
 
+    /// Creates an API token; its text is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. a name that is taken.
+    pub async fn create_api_token(&self, token: &NewApiToken) -> Result<ApiTokenView, ClientError> {
+        self.send(Method::POST, &["api-tokens"], Repeat::BeforeConnecting, token).await
+    }
+
+    /// Takes an API token back.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. an unknown token.
+    pub async fn revoke_api_token(&self, name: &str) -> Result<(), ClientError> {
+        self.send(Method::DELETE, &["api-tokens", name], Repeat::BeforeConnecting, &serde_json::json!({})).await
+    }
+
     /// Cuts a device off for ever.
     ///
     /// # Errors
@@ -180,14 +196,6 @@ impl Client {
             url.query_pairs_mut().append_pair("rollout", rollout);
         }
         self.call(Repeat::Always, &url, || self.http.get(url.clone())).await
-    }
-
-    /// Makes an API token; its text is in the answer and nowhere else.
-    ///
-    /// # Errors
-    /// [`ClientError`] when there is no answer or a refusal.
-    pub async fn create_api_token(&self, token: &NewApiToken) -> Result<ApiTokenView, ClientError> {
-        self.send(Method::POST, &["api-tokens"], Repeat::BeforeConnecting, token).await
     }
 
     /// Takes every use that an enrolment token has left.

@@ -54,6 +54,17 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             println!("token {id} revoked");
             Ok(())
         }
+        RemoteCommand::ApiToken(ApiTokenCommand::Create { name, role, ttl }) => {
+            let token = client.create_api_token(&NewApiToken { name, role, ttl_seconds: ttl }).await?;
+            println!("{}", token.token.context("the controller did not send the token's text")?);
+            eprintln!("API token {} is a {}'s; it is not shown again", token.name, token.role);
+            Ok(())
+        }
+        RemoteCommand::ApiToken(ApiTokenCommand::Revoke { name }) => {
+            client.revoke_api_token(name.as_str()).await?;
+            println!("API token {name} revoked");
+            Ok(())
+        }
         RemoteCommand::Device(DeviceCommand::Approve { id }) => {
             client.approve_device(id.as_str()).await?;
             println!("device {id} approved");
@@ -79,12 +90,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         RemoteCommand::Rollout(command) => rollout::run(&client, command).await,
         RemoteCommand::Why { device, rollout } => rollout::why(&client, device.as_str(), rollout.as_ref()).await,
-        RemoteCommand::ApiToken(ApiTokenCommand::Create { name, role }) => {
-            let token = client.create_api_token(&NewApiToken { id: name.into(), role }).await?;
-            println!("{}", token.token);
-            eprintln!("API token {} with the role {}; it is not shown again", token.id, token.role);
-            Ok(())
-        }
     }
 }
 

@@ -4,7 +4,8 @@ use comfy_table::{Table, presets};
 use pleach_domain::Digest;
 use pleach_domain::adapt::Outcome;
 use pleach_proto::rest::{
-    AuditView, BundleView, ClassView, DecisionView, DeploymentView, DeviceView, JobView, ModelView, RolloutView, VariantView, WindowView,
+    ApiTokenView, AuditView, BundleView, ClassView, DecisionView, DeploymentView, DeviceView, JobView, ModelView, RolloutView, VariantView,
+    WindowView,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -108,6 +109,10 @@ pub fn render(noun: Noun, items: Vec<Value>, now_ms: i64) -> Result<String, serd
         }),
         Noun::Audit => table(&["ENTRY", "WHO", "WHAT", "ON", "HASH", "AGE"], items, |a: AuditView| {
             vec![a.sequence.to_string(), a.actor, a.action, a.subject, short(a.hash), age(a.at_ms)]
+        }),
+        Noun::ApiTokens => table(&["NAME", "ROLE", "EXPIRES IN", "AGE"], items, |t: ApiTokenView| {
+            let left = t.expires_at_ms.map_or_else(|| "never".to_owned(), |at_ms| self::age(at_ms - now_ms));
+            vec![t.name.into(), t.role.to_string(), left, age(t.created_at_ms)]
         }),
     }
 }

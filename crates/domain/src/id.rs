@@ -89,6 +89,9 @@ identifier!(
     /// One enrolment token (its public half).
     TokenId, "token id");
 identifier!(
+    /// One API token of a person or a tool (its name, not its secret).
+    ApiTokenId, "API token name");
+identifier!(
     /// One adaptation decision.
     DecisionId, "decision id");
 

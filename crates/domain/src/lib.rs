@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod policy;
 pub mod profile;
 pub mod random;
+pub mod role;
 pub mod rollout;
 pub mod rollup;
 pub mod runtime;

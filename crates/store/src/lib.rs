@@ -18,6 +18,7 @@ pub mod desired;
 pub mod devices;
 mod dialect;
 pub mod error;
+pub mod fleet;
 pub mod jobs;
 pub mod measurements;
 mod migrate;

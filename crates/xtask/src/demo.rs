@@ -23,7 +23,7 @@ use self::fleet::{Binaries, Fleet};
 use self::journey::Journey;
 use self::narrator::Narrator;
 use crate::workspace::Workspace;
-use crate::{onnxruntime, process, test};
+use crate::{dashboard, onnxruntime, process, test};
 
 /// Options of the demo.
 #[derive(clap::Args)]
@@ -57,6 +57,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
 
 fn build(workspace: &Workspace) -> anyhow::Result<Binaries> {
     let begun = Instant::now();
+    if let Err(error) = dashboard::build(workspace) {
+        eprintln!("going on without a dashboard: {error:#}");
+    }
     eprintln!("building the release binaries");
     let packages = ["--package=pleach-controller", "--package=pleach-agent", "--package=pleach-cli"];
     process::run(workspace.cargo(&["build", "--release"]).args(packages))?;

@@ -4,6 +4,7 @@
 
 mod bench;
 mod check;
+mod dashboard;
 mod demo;
 mod dist;
 mod onnxruntime;
@@ -43,6 +44,8 @@ enum Command {
     Bench(bench::Bench),
     /// Build Debian packages of agent, controller and command line
     Dist(dist::Options),
+    /// Build the page that the controller serves; the controller embeds it when it is built next
+    Dashboard,
     /// Fetch ONNX Runtime and print where the library is, for `ORT_DYLIB_PATH`
     Onnxruntime,
 }
@@ -65,6 +68,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&workspace, &options),
         Command::Bench(bench) => bench::run(&workspace, &bench),
         Command::Dist(options) => dist::run(&workspace, &options),
+        Command::Dashboard => dashboard::build(&workspace),
         Command::Onnxruntime => {
             println!("{}", onnxruntime::ensure()?.display());
             Ok(())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::workspace::Workspace;
-use crate::{onnxruntime, postgres, process};
+use crate::{dashboard, onnxruntime, postgres, process};
 
 /// Sets up ONNX Runtime and PostgreSQL, builds everything, runs every test and sums up.
 ///
@@ -18,6 +18,7 @@ pub(crate) fn run(workspace: &Workspace, rest: &[String]) -> anyhow::Result<()> 
     let begun = Instant::now();
     let library = onnxruntime::ensure()?;
     let postgres = postgres::ensure()?;
+    dashboard::build(workspace)?;
     times.push(("set-up", begun.elapsed()));
 
     let begun = Instant::now();

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)] // a test that cannot go on fails
 
+mod dashboard;
 mod faults;
 mod harness;
 mod journey;

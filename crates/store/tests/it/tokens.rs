@@ -1,11 +1,17 @@
 //! Enrolment tokens and API tokens.
 
+use pleach_domain::role::Role;
 use pleach_store::api_tokens::{self, ApiToken};
 use pleach_store::{Page, tokens};
 
 use crate::fixture::{Fixture, digest};
 
-on_both!(a_counted_token_is_used_up, an_expired_token_has_no_uses, of_two_who_take_the_last_use_one_gets_it, api_tokens_expire_and_change);
+on_both!(
+    a_counted_token_is_used_up,
+    an_expired_token_has_no_uses,
+    of_two_who_take_the_last_use_one_gets_it,
+    api_tokens_expire_and_are_taken_back
+);
 
 async fn a_counted_token_is_used_up(f: Fixture) {
     f.token("t", 2, 1_000).await;
@@ -38,15 +44,18 @@ async fn of_two_who_take_the_last_use_one_gets_it(f: Fixture) {
     assert!(a.unwrap() ^ b.unwrap());
 }
 
-async fn api_tokens_expire_and_change(f: Fixture) {
-    let token = ApiToken { id: "admin".into(), role: "admin".into() };
+async fn api_tokens_expire_and_are_taken_back(f: Fixture) {
+    let token = ApiToken { id: "admin".parse().unwrap(), role: Role::Admin, created_at_ms: 1, expires_at_ms: Some(100) };
     let mut session = f.write().await;
     assert!(!api_tokens::any(&mut session).await.unwrap());
-    api_tokens::put(&mut session, &token, &digest(1), Some(100), 1).await.unwrap();
+    assert!(api_tokens::insert(&mut session, &token, &digest(1)).await.unwrap());
+    assert!(!api_tokens::insert(&mut session, &token, &digest(2)).await.unwrap(), "the name is taken");
     assert!(api_tokens::any(&mut session).await.unwrap());
     assert_eq!(api_tokens::authenticate(&mut session, &digest(1), 99).await.unwrap(), Some(token.clone()));
     assert_eq!(api_tokens::authenticate(&mut session, &digest(1), 100).await.unwrap(), None);
-    api_tokens::put(&mut session, &token, &digest(2), None, 1).await.unwrap();
+    assert_eq!(api_tokens::authenticate(&mut session, &digest(2), 1).await.unwrap(), None);
+    assert_eq!(api_tokens::list(&mut session, Page::default()).await.unwrap(), [token.clone()]);
+    assert!(api_tokens::remove(&mut session, &token.id).await.unwrap());
     assert_eq!(api_tokens::authenticate(&mut session, &digest(1), 1).await.unwrap(), None);
-    assert_eq!(api_tokens::authenticate(&mut session, &digest(2), i64::MAX).await.unwrap(), Some(token));
+    assert!(!api_tokens::remove(&mut session, &token.id).await.unwrap());
 }

@@ -77,6 +77,16 @@ impl Cluster {
         &self.ready.agents
     }
 
+    /// Address of the REST interface and the dashboard.
+    pub fn api_url(&self) -> &str {
+        &self.ready.api
+    }
+
+    /// File with the administrator's token.
+    pub fn token_path(&self) -> &Path {
+        &self.ready.admin_token_file
+    }
+
     /// Ends the controller at once.
     pub fn kill_controller(&mut self) {
         self.controller.kill();
