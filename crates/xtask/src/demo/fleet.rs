@@ -156,7 +156,8 @@ impl Fleet {
     /// Where everything is, for who wants to look around.
     pub(super) fn print_access(&self, cli: &Path) {
         let Ready { api, ca_file, admin_token_file, agents } = &self.ready;
-        println!("\nagents dial {agents}; logs and state are in {}", self.folder.path().display());
+        println!("\nthe dashboard is at {api}: log in with the token in {}", admin_token_file.display());
+        println!("agents dial {agents}; logs and state are in {}", self.folder.path().display());
         println!(
             "\nexport PLEACH_API={api}\nexport PLEACH_CA={}\nexport PLEACH_TOKEN_FILE={}",
             ca_file.display(),
