@@ -1,7 +1,9 @@
-//! Models from the world outside: each is analysed, proved at random cuts of every group, loaded cut at every optimisation level.
+//! Models from the world outside: each is analysed, proved at random cuts of every group, loaded cut at every optimisation level, and keeps
+//! what the runtime fused.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests, which clippy does not know for tests
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
@@ -50,7 +52,24 @@ fn prove(name: &str) -> Option<Inspection> {
             runtime.load(&cut, level).unwrap_or_else(|e| panic!("{name} cut to {percent} %: {level:?}: {e}"));
         }
     }
+    let cut = operators(&runtime, &subject.cut(50).unwrap());
+    assert_eq!(cut, operators(&runtime, &subject.model), "{name}: another graph is made of the cut model");
+    for (fused, count) in operators(&runtime, &subject.original).into_iter().filter(|((domain, _), _)| !domain.is_empty()) {
+        assert!(cut.get(&fused).is_some_and(|own| *own >= count), "{name}: {count} {fused:?} before: {cut:?}");
+    }
     Some(inspection)
+}
+
+/// Operators of the graph that ONNX Runtime makes of a model, counted, by domain and type.
+fn operators(runtime: &OrtRuntime, model: &Model) -> BTreeMap<(String, String), usize> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("optimised.onnx");
+    runtime.write_optimized(&model.encode(), Optimization::Extended, &path).unwrap();
+    let mut operators = BTreeMap::new();
+    for node in Model::decode_bytes(std::fs::read(path).unwrap().into(), &Limits::default()).unwrap().nodes() {
+        *operators.entry((node.domain().to_owned(), node.op_type().to_owned())).or_default() += 1;
+    }
+    operators
 }
 
 /// As [`prove`], and at least so much of the work must be prunable.

@@ -2,17 +2,18 @@
 //!
 //! The probe hangs a `Shape` node on every tensor and gives only those as outputs, so any operator the runtime runs is covered
 //! and only a few integers leave it. Axes that moved between the runs grow with the batch; the others are static.
-//! Shapes do not depend on the values of large weights, so the probe makes zeros in their place where it runs: it is small.
+//! Shapes depend neither on the values of large weights nor on what a layer sums over, so the probe's layers read one channel and
+//! make zeros for weights where they run: it is small and fast.
 
-use std::collections::HashMap;
+mod thin;
+
+use std::collections::{BTreeSet, HashMap};
 
 use crate::builder;
 use crate::error::OnnxError;
-use crate::model::{Model, NodeId};
+use crate::model::Model;
 use crate::patch::Patch;
 use crate::proto::ValueInfoProto;
-use crate::proto::tensor_proto::DataType;
-use crate::tensor;
 
 /// Length of one axis as a function of the batch: `base + per_row * rows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +75,16 @@ impl ShapeProbe {
     /// # Errors
     /// What validation finds in the probe.
     pub fn new(model: &Model) -> Result<Self, OnnxError> {
+        Self::keeping(model, &BTreeSet::new())
+    }
+
+    /// As [`ShapeProbe::new`], where the tensors named, and with them all that they are computed from, have their true values.
+    ///
+    /// # Errors
+    /// What validation finds in the probe.
+    pub fn keeping(model: &Model, tensors: &BTreeSet<String>) -> Result<Self, OnnxError> {
         let mut patch = Patch::new();
-        if model.opset("").is_some_and(|version| version >= CONSTANT_OF_SHAPE) && model.nodes().next().is_some() {
-            make_weights(model, &mut patch)?;
-        }
+        thin::thin(model, tensors, &mut patch)?;
         Self::with(model, patch)
     }
 
@@ -91,12 +98,13 @@ impl ShapeProbe {
 
     fn with(model: &Model, mut patch: Patch) -> Result<Self, OnnxError> {
         let mut known = Shapes::default();
-        for name in model.initializers() {
+        for name in model.constants() {
             let dims = model.constant_dims(name).unwrap_or_default();
             known.insert(name, dims.iter().map(|&d| AxisLength { base: i64::try_from(d).unwrap_or(i64::MAX), per_row: 0 }).collect());
         }
         let inputs: Vec<String> = model.inputs().into_iter().map(|i| i.name).collect();
-        let produced = model.nodes().filter(|n| !no_tensor(n.op_type())).flat_map(|n| n.outputs()).map(str::to_owned);
+        let made = model.nodes().filter(|n| !no_tensor(n.op_type()) && n.output(0).is_none_or(|name| model.constant_dims(name).is_none()));
+        let produced = made.flat_map(|n| n.outputs()).map(str::to_owned);
         let tensors: Vec<String> = inputs.into_iter().chain(produced).collect();
         let names: Vec<String> = (0..tensors.len()).map(|i| format!("pleach.shape.{i}")).collect();
         // The runtime runs the last of the nodes that nobody reads first. Backwards, each shape is read as soon as its tensor is
@@ -138,21 +146,6 @@ impl ShapeProbe {
         }
         Ok(shapes)
     }
-}
-
-/// Lets a node make zeros in the place of each large weight.
-fn make_weights(model: &Model, patch: &mut Patch) -> Result<(), OnnxError> {
-    for (i, tensor) in model.graph().initializer.iter().enumerate() {
-        let large = tensor::dims(tensor).ok().and_then(|dims| tensor::element_count(&dims)).is_some_and(|n| n > LARGE_ELEMENTS);
-        if !large || tensor::data_type(tensor) != DataType::Float {
-            continue;
-        }
-        let shape = model.free_name(&format!("pleach.weight.{i}"));
-        patch.set_ints(&shape, &[tensor.dims.len()], &tensor.dims)?;
-        patch.remove_initializer(tensor.name());
-        patch.insert_before(NodeId(0), builder::node("ConstantOfShape", &shape, &[&shape], tensor.name(), vec![]));
-    }
-    Ok(())
 }
 
 fn shape_output(name: &str) -> ValueInfoProto {

@@ -1,5 +1,5 @@
 //! Exact simplifications before anything is measured: functions become the nodes they stand for, constants initializers, aliases
-//! copies of their own, and BatchNormalization part of the layer before it.
+//! and vectors that several nodes read copies of their own, and BatchNormalization part of the layer before it.
 //!
 //! What the engine then sees are layers with a bias. What cannot be folded stays as it is. Folding needs the graph alone; [`prepare`] also
 //! measures, and turns numbers that a model computes from shapes into literals.
@@ -8,6 +8,7 @@ mod settle;
 
 use std::collections::BTreeSet;
 
+use pleach_onnx::proto::tensor_proto::DataType;
 use pleach_onnx::{Limits, Model, Node, OnnxError, Patch};
 
 pub use settle::{prepare, settle};
@@ -18,7 +19,7 @@ pub use settle::{prepare, settle};
 /// What validation finds in the folded graph.
 pub fn fold(model: &Model) -> Result<Model, OnnxError> {
     let model = constants_to_initializers(&model.inline(&Limits::default())?)?;
-    let model = remove_identities(&model)?;
+    let model = own_vectors(&remove_identities(&model)?)?;
     fold_normalizations(&model)
 }
 
@@ -54,6 +55,32 @@ fn remove_identities(model: &Model) -> Result<Model, OnnxError> {
         sources.push((to.to_owned(), source));
     }
     model.apply(&patch)
+}
+
+/// Gives every reader of a vector of floats one of its own: exporters store equal vectors once, and layers that have nothing but
+/// the same bias in common are not coupled by it.
+fn own_vectors(model: &Model) -> Result<Model, OnnxError> {
+    let mut patch = Patch::new();
+    let mut fresh = 0;
+    for name in model.initializers().filter(|name| model.consumers(name).len() > 1 && is_vector(model, name)) {
+        let first = model.consumers(name).first().map(|own| own.node);
+        for own in model.consumers(name).iter().filter(|own| Some(own.node) != first) {
+            let (Some(input), Some(mut copy)) = (own.input, model.constant_tensor(name)) else { continue };
+            let own_name = model.free_name(&format!("{name}.own.{fresh}"));
+            fresh += 1;
+            copy.name = Some(own_name.clone());
+            patch.set_input(own.node, input, &own_name);
+            patch.set_constant(copy);
+        }
+    }
+    model.apply(&patch)
+}
+
+/// Whether a constant holds floats along one axis.
+fn is_vector(model: &Model, name: &str) -> bool {
+    let floats = [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double].map(i32::from);
+    let along_one = |dims: Vec<usize>| dims.iter().filter(|&&length| length != 1).count() == 1;
+    model.constant_dims(name).is_some_and(along_one) && model.constant_type(name).is_some_and(|own| floats.contains(&own))
 }
 
 fn is_identity(node: &Node<'_>) -> bool {

@@ -9,10 +9,11 @@
 //! | folding | [`crate::fold`] changed nothing |
 //!
 //! Each returns the worst difference between two models' outputs, relative to the largest value of that output, or to 1 where a
-//! Sigmoid makes it. [`prove`] runs
-//! those that concern cutting on every group, at three widths, and is what every pruning job does before anything is delivered.
+//! Sigmoid makes it. Of a model that chooses, such as a detector with TopK or NonMaxSuppression, [`prove`] and [`measure`] compare what is chosen
+//! from. [`prove`] runs those that concern cutting on every group, at three widths, and is what every pruning job does before anything is delivered.
 
 mod compare;
+mod observe;
 
 use pleach_domain::Tensor;
 use pleach_domain::random::SplitMix;
@@ -119,6 +120,8 @@ pub fn bar(model: &Model) -> f64 {
 /// [`PruneError::Proof`] when a proof does not hold, with the group whose cut shows it; [`PruneError::Model`] when a model cannot
 /// be cut or run, [`PruneError::Cancelled`].
 pub fn prove(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Result<Findings, PruneError> {
+    let observed = observe::before_choices(subject.model, subject.coupling).map_err(|error| PruneError::Model(Box::new(error)))?;
+    let subject = &Subject { model: observed.as_ref().unwrap_or(subject.model), ..*subject };
     let findings = measure(subject, seed, progress)?;
     let bar = bar(subject.model);
     hold("optimisation", findings.optimization, bar, || None)?;
@@ -143,9 +146,11 @@ pub fn prove(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Resul
 /// # Errors
 /// [`PruneError::Model`] when a model cannot be cut or run, [`PruneError::Cancelled`].
 pub fn measure(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Result<Findings, PruneError> {
+    let failed = |error: ProofError| PruneError::Model(Box::new(error));
+    let observed = observe::before_choices(subject.model, subject.coupling).map_err(|error| failed(error.into()))?;
+    let subject = &Subject { model: observed.as_ref().unwrap_or(subject.model), ..*subject };
     let Subject { runtime, model, coupling, inputs, .. } = *subject;
     let steps = WIDTHS.len() + 2;
-    let failed = |error: ProofError| PruneError::Model(Box::new(error));
     step(progress, Stage::Prove, 0, steps)?;
     let dense = run(runtime, model, inputs, Optimization::All).map_err(failed)?;
     let plain = run(runtime, model, inputs, Optimization::Disabled).map_err(failed)?;

@@ -382,6 +382,30 @@ fn heads_by_batches_of_matrices_as_older_exporters_write_them() {
 }
 
 #[test]
+fn literals_among_computed_lengths_follow() {
+    let mut net = Layers::new();
+    // [B * S, width] in between, as the layers of some exporters have it: the way back names two free lengths and the width.
+    let shape = net.op("Shape", &["x"], vec![]);
+    let indices = net.graph.ints("two", &[2], &[0, 1]);
+    let free = net.op("Gather", &[&shape, &indices], vec![attribute("axis", 0i64)]);
+    let rows = net.reshape("x", &[-1, WIDTH as i64]);
+    let rows = net.linear(&rows, WIDTH, 8);
+    let parts = net.graph.ints("parts", &[2], &[2, 4]);
+    let target = net.op("Concat", &[&free, &parts], vec![attribute("axis", 0i64)]);
+    let y = net.op("Reshape", &[&rows, &target], vec![]);
+    let y = net.op("Sigmoid", &[&y], vec![]);
+    let flat = net.graph.ints("flat", &[1], &[8]);
+    let target = net.op("Concat", &[&free, &flat], vec![attribute("axis", 0i64)]);
+    let y = net.op("Reshape", &[&y, &target], vec![]);
+    let y = net.linear(&y, 8, 2);
+    let case = net.finish(&y);
+    let mut sizes = case.sizes();
+    sizes.sort_unstable();
+    assert_eq!(sizes, [2, 4], "{}", case.reasons());
+    case.prove();
+}
+
+#[test]
 fn an_embedding_makes_channels() {
     let mut graph = GraphBuilder::new("embedding");
     graph.input("ids", ElementKind::Int64, &[Dim::Free("batch".to_owned()), Dim::Fixed(POSITIONS)]);

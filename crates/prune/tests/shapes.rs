@@ -574,6 +574,116 @@ fn every_file_of_the_detector_is_prunable() {
     }
 }
 
+#[test]
+fn a_large_weight_behind_a_transpose_keeps_its_values() {
+    let mut net = Net::new(13);
+    let x = net.op("Flatten", &["x"], vec![]);
+    let (stored, out) = (net.around(&[48, 4 * SIDE * SIDE], 0.1, 0.0), net.around(&[48, 3], 0.3, 0.0));
+    let weight = net.transpose(&stored, &[1, 0]);
+    let hidden = net.op("MatMul", &[&x, &weight], vec![]);
+    let hidden = net.relu(&hidden);
+    let y = net.op("MatMul", &[&hidden, &out], vec![]);
+    net.graph.output(&y);
+    let (runtime, model) = (runtime(), net.graph.build().unwrap());
+    let ready = fold::prepare(&model, &runtime, &BTreeMap::new()).unwrap();
+    assert!(proof::equality(&runtime, &model, &ready, &[("x", &image(3))]).unwrap() <= proof::BAR);
+    prove(&runtime, &ready, (&[48], &[]));
+}
+
+#[test]
+fn a_table_that_layers_make_of_constants_keeps_its_values() {
+    let mut net = Net::new(13);
+    let a = net.conv("x", 4, 6);
+    // A small network over coordinates gives a bias by place.
+    let (places, first, second) =
+        (net.around(&[SIDE * SIDE, 80], 1.0, 0.0), net.around(&[80, 96], 0.3, 0.0), net.around(&[96, 64], 0.3, 0.0));
+    let hidden = net.op("MatMul", &[&places, &first], vec![]);
+    let hidden = net.relu(&hidden);
+    let table = net.op("MatMul", &[&hidden, &second], vec![]);
+    let table = net.op("ReduceMean", &[&table], vec![attribute("axes", vec![1i64]), attribute("keepdims", 0i64)]);
+    let table = net.reshape(&table, &[SIDE as i64, SIDE as i64]);
+    let b = net.op("Add", &[&a, &table], vec![]);
+    let y = net.conv(&b, 6, 2);
+    net.graph.output(&y);
+    let (runtime, model) = (runtime(), net.graph.build().unwrap());
+    let ready = fold::prepare(&model, &runtime, &BTreeMap::new()).unwrap();
+    assert!(ready.nodes().count() < model.nodes().count(), "nothing was settled");
+    assert!(proof::equality(&runtime, &model, &ready, &[("x", &image(3))]).unwrap() <= proof::BAR);
+    prove(&runtime, &ready, (&[6], &[]));
+}
+
+#[test]
+fn a_bias_that_was_stored_once_couples_nothing() {
+    let mut net = Net::new(17);
+    let bias = net.around(&[6], 0.3, 0.0);
+    let mut x = "x".to_owned();
+    for inputs in [4, 6, 6] {
+        let w = net.around(&[6, inputs, 3, 3], 0.4, 0.0);
+        x = net.op("Conv", &[&x, &w, &bias], vec![attribute("pads", vec![1i64; 4])]);
+        x = net.relu(&x);
+    }
+    let x = net.op("LRN", &[&x], vec![attribute("size", 3i64)]);
+    let y = net.conv(&x, 6, 2);
+    net.graph.output(&y);
+    let (runtime, model) = (runtime(), net.graph.build().unwrap());
+    prove(&runtime, &model, (&[], &["(LRN) works over it"]));
+    let ready = fold::prepare(&model, &runtime, &BTreeMap::new()).unwrap();
+    prove(&runtime, &ready, (&[6, 6], &["(LRN) works over it"]));
+}
+
+#[test]
+fn a_choice_between_equals_is_proved_by_what_it_is_made_from() {
+    let mut net = Net::new(13);
+    // Twice the same network, so that every score has an equal: which of them comes first is for rounding to say.
+    let (first, second) = (Noise(5).floats(16 * 4 * 9, 0.4), Noise(6).floats(2 * 16 * 9, 0.4));
+    let mut scores = Vec::new();
+    for copy in ["a", "b"] {
+        let w = net.graph.floats(&format!("{copy}.first"), &[16, 4, 3, 3], &first);
+        let hidden = net.op("Conv", &["x", &w], vec![attribute("pads", vec![1i64; 4])]);
+        let hidden = net.relu(&hidden);
+        let w = net.graph.floats(&format!("{copy}.second"), &[2, 16, 3, 3], &second);
+        scores.push(net.op("Conv", &[&hidden, &w], vec![attribute("pads", vec![1i64; 4])]));
+    }
+    let twice = net.op("Concat", &[&scores[0], &scores[1]], vec![attribute("axis", 1i64)]);
+    let flat = net.reshape(&twice, &[0, -1]);
+    let count = net.ints(&[9]);
+    let [values, places] = net.ops("TopK", &[&flat, &count], vec![attribute("axis", 1i64)]);
+    net.graph.output(&values);
+    net.graph.output_of(&places, ElementKind::Int64, &[Dim::Free("batch".to_owned()), Dim::Fixed(9)]);
+    let (runtime, model) = (runtime(), net.graph.build().unwrap());
+    let ready = fold::prepare(&model, &runtime, &BTreeMap::new()).unwrap();
+    let shapes = measure_shapes(&ready, &runtime, &BTreeMap::new()).unwrap();
+    let coupling = Coupling::find(&ready, &shapes);
+    assert_eq!(coupling.groups.iter().map(|g| g.size).collect::<Vec<_>>(), [16, 16]);
+    let x = image(3);
+    let subject = Subject { runtime: &runtime, model: &ready, coupling: &coupling, shapes: &shapes, inputs: &[("x", &x)] };
+    let by_outputs = proof::permutation(&subject, 11).unwrap();
+    assert!(by_outputs.is_infinite(), "nothing changed places: {by_outputs:e}");
+    proof::prove(&subject, 11, &Silent).unwrap();
+}
+
+#[test]
+fn shapes_are_measured_without_the_work_of_layers() {
+    for opset in [9, 17] {
+        let mut net = Net::new(opset);
+        let a = net.conv("x", 4, 40);
+        let a = net.grouped(&a, 40, 80, 4);
+        let (up, dense) = (net.around(&[80, 32, 2, 2], 0.1, 0.0), net.around(&[20, 32 * 4 * SIDE * SIDE], 0.1, 0.0));
+        let a = net.op("ConvTranspose", &[&a, &up], vec![attribute("strides", vec![2i64, 2])]);
+        let a = net.op("Flatten", &[&a], vec![]);
+        let bias = net.around(&[20], 0.1, 0.0);
+        let y = net.op("Gemm", &[&a, &dense, &bias], vec![attribute("transB", 1i64)]);
+        net.graph.output(&y);
+        let (runtime, model) = (runtime(), net.graph.build().unwrap());
+        let probe = pleach_onnx::ShapeProbe::new(&model).unwrap().model;
+        assert!(probe.encode().len() < 30_000, "the probe carries weights: {} bytes", probe.encode().len());
+        let shapes = measure_shapes(&model, &runtime, &BTreeMap::new()).unwrap();
+        let outputs = model.nodes().filter_map(|n| shapes.at(n.output(0)?, 5)).collect::<Vec<_>>();
+        let wanted = [vec![5, 40, 8, 8], vec![5, 80, 8, 8], vec![5, 32, 16, 16], vec![5, 32 * 256], vec![5, 20]];
+        assert_eq!(outputs, wanted, "opset {opset}");
+    }
+}
+
 /// Operators of the graph that ONNX Runtime makes of a model, counted.
 fn operators(model: &Model) -> BTreeMap<String, usize> {
     let folder = tempfile::tempdir().unwrap();

@@ -336,7 +336,7 @@ impl<'a> Trace<'a> {
     }
 
     /// Lets the elements of a shape that a node reads follow the axes it makes, given by element. Where an element is no literal, no
-    /// 0 or -1 and not the axis's own length, the axis is frozen.
+    /// 0 or -1 and not the axis's own length, nor a literal that a Concat joins for this node alone, the axis is frozen.
     fn follow(&mut self, node: Node<'a>, input: usize, axes: &[(usize, Axis)]) {
         let Some(name) = node.input(input) else { return };
         if let Some(lengths) = self.model.ints(name) {
@@ -350,6 +350,10 @@ impl<'a> Trace<'a> {
         let elements = self.elements.get(name).cloned().unwrap_or_default();
         for (index, axis) in axes {
             let element = elements.get(*index);
+            if let Some(&Element::Written { node, input, index, value }) = element.filter(|element| !self.follows(element, axis)) {
+                self.counts.push(Counted { node, place: Place::Input(input), index, dense: value, axis: axis.clone() });
+                continue;
+            }
             if !element.is_some_and(|element| self.follows(element, axis)) {
                 self.atoms.freeze(axis, &reason);
                 self.freeze_sources(&element.map(Element::sources).unwrap_or_default(), &reason);

@@ -5,7 +5,7 @@
 //! measured in a few runs: one that came out the same is a constant. A target with free axes is written with 0 and -1, sizes as scales
 //! where their ratio is fixed. What coupling sees and surgery rewrites then are literals; what could not be made one stays, and freezes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_domain::runtime::{LoadedModel, Optimization, Runtime};
 use pleach_domain::{Element, Tensor};
@@ -217,9 +217,9 @@ fn fixed(lengths: &[i64]) -> Option<i64> {
 }
 
 fn measure(model: &Model, runtime: &dyn Runtime, feeds: &[Feed]) -> Result<Measured, CouplingError> {
-    let probe = ShapeProbe::new(model)?;
-    let names: Vec<String> = probe.tensors().map(str::to_owned).collect();
     let computed = computed(model);
+    let probe = ShapeProbe::keeping(model, &sources(model, computed.iter().map(|(name, _)| name.as_str())))?;
+    let names: Vec<String> = probe.tensors().map(str::to_owned).collect();
     let mut patch = Patch::new();
     for (name, _) in &computed {
         patch.add_output(value_info(name, ElementKind::Unknown, None));
@@ -279,6 +279,19 @@ fn computed(model: &Model) -> Vec<(String, usize)> {
         model.consumers(name).iter().any(|reader| reader.input.is_none() || model.node(reader.node).is_some_and(outside))
     };
     order.into_iter().filter(|(name, _)| read(name)).map(|(name, most)| (name.to_owned(), most)).collect()
+}
+
+/// The named tensors and all that they are computed from, but for what only its shape is read of.
+fn sources<'a>(model: &'a Model, names: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    let (mut open, mut seen): (Vec<&str>, BTreeSet<String>) = (names.collect(), BTreeSet::new());
+    while let Some(name) = open.pop() {
+        if seen.insert(name.to_owned())
+            && let Some(node) = model.producer(name).filter(|n| !matches!(n.op_type(), "Shape" | "Size"))
+        {
+            open.extend(node.inputs());
+        }
+    }
+    seen
 }
 
 /// Whether the same inputs give the same outputs, and nothing is decoded that is better kept as stored.

@@ -3,7 +3,8 @@
 //! To read a length is no reason to keep it: what matters is where it goes. So each element of such a tensor knows the axes that it
 //! was read from, and they are frozen where an operator uses the number in a way that does not follow.
 
-use pleach_onnx::Node;
+use pleach_onnx::proto::tensor_proto::DataType;
+use pleach_onnx::{Node, NodeId};
 
 use super::{Axis, SPATIAL, Trace, place};
 
@@ -12,6 +13,17 @@ use super::{Axis, SPATIAL, Trace, place};
 pub(super) enum Element {
     /// A literal.
     Fixed(i64),
+    /// A literal that a Concat joins to others for one reader alone: it can be written anew.
+    Written {
+        /// The Concat.
+        node: NodeId,
+        /// Its input.
+        input: usize,
+        /// Which element of it.
+        index: usize,
+        /// The number.
+        value: i64,
+    },
     /// The length of a tensor's axis.
     Length(String, usize),
     /// Some function of the lengths of these axes.
@@ -22,9 +34,17 @@ impl Element {
     /// The axes it was read from.
     pub(super) fn sources(&self) -> Vec<(String, usize)> {
         match self {
-            Self::Fixed(_) => vec![],
+            Self::Fixed(_) | Self::Written { .. } => vec![],
             Self::Length(tensor, axis) => vec![(tensor.clone(), *axis)],
             Self::Of(sources) => sources.clone(),
+        }
+    }
+
+    /// As another node sees it that makes a tensor of it.
+    fn read(&self) -> Self {
+        match self {
+            Self::Written { value, .. } => Self::Fixed(*value),
+            Self::Fixed(_) | Self::Length(..) | Self::Of(_) => self.clone(),
         }
     }
 }
@@ -86,10 +106,13 @@ impl<'a> Trace<'a> {
         if count > MAX_ELEMENTS || node.outputs().count() != 1 {
             return None;
         }
-        let first = self.elements.get(*inputs.first()?);
+        let first = self.elements.get(*inputs.first()?).map(|list| list.iter().map(Element::read).collect::<Vec<_>>());
+        let first = first.as_ref();
         match node.op_type() {
             "Cast" | "Identity" | "Squeeze" | "Unsqueeze" => first.cloned(),
-            "Concat" => inputs.iter().map(|name| self.elements_of(name)).collect::<Option<Vec<_>>>().map(|lists| lists.concat()),
+            "Concat" => {
+                (0..node.proto.input.len()).map(|input| self.joined_elements(node, input)).collect::<Option<Vec<_>>>().map(|l| l.concat())
+            }
             "Gather" => {
                 let (list, length) = (first?, first?.len() as i64);
                 let at = |i: i64| list.get(usize::try_from(if i < 0 { i + length } else { i }).ok()?).cloned();
@@ -118,22 +141,33 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn elements_of(&self, name: &str) -> Option<Vec<Element>> {
-        self.elements.get(name).cloned().or_else(|| self.model.ints(name).map(|list| list.into_iter().map(Element::Fixed).collect()))
+    /// Elements of one input of a Concat.
+    fn joined_elements(&self, node: Node<'a>, input: usize) -> Option<Vec<Element>> {
+        let name = node.input(input)?;
+        if let Some(list) = self.elements.get(name) {
+            return Some(list.iter().map(Element::read).collect());
+        }
+        let output = node.output(0)?;
+        let alone = self.model.consumers(output).len() == 1 && !self.model.is_output(output);
+        let wide = self.model.constant_type(name) == Some(DataType::Int64.into());
+        let element = |(index, value)| {
+            if alone && wide { Element::Written { node: node.id, input, index, value } } else { Element::Fixed(value) }
+        };
+        Some(self.model.ints(name)?.into_iter().enumerate().map(element).collect())
     }
 
     /// The axis whose length an element of a computed tensor is.
     pub(super) fn length_of(&self, name: &str, index: usize) -> Option<(String, usize)> {
         match self.elements.get(name)?.get(index)? {
             Element::Length(tensor, axis) => Some((tensor.clone(), *axis)),
-            Element::Fixed(_) | Element::Of(_) => None,
+            Element::Fixed(_) | Element::Written { .. } | Element::Of(_) => None,
         }
     }
 
     /// Whether an element of a shape stays true of an axis whatever its length.
     pub(super) fn follows(&self, element: &Element, axis: &Axis) -> bool {
         match element {
-            Element::Fixed(value) => *value < 2,
+            Element::Fixed(value) | Element::Written { value, .. } => *value < 2,
             Element::Length(tensor, at) => self.tensors.get(tensor).and_then(|axes| axes.get(*at)) == Some(axis),
             Element::Of(_) => false,
         }
