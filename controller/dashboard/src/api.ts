@@ -176,20 +176,31 @@ export interface Deployment {
   changed_at_ms: number;
 }
 
-export interface Window {
-  device: string;
-  class: string;
-  number: number;
+/** What a device or a class served over a period, of one bundle. */
+export interface Served {
   bundle: string;
   rung: string;
   start_ms: number;
-  duration_ms: number;
   requests: number;
   errors: number;
   p50_us: number;
   p95_us: number;
   labelled: number;
   accuracy: number | null;
+}
+
+export interface Window extends Served {
+  device: string;
+  class: string;
+  number: number;
+  duration_ms: number;
+}
+
+/** Windows added up over a minute, an hour or a day. */
+export interface Rollup extends Served {
+  span: "minute" | "hour" | "day";
+  windows: number;
+  p99_us: number;
 }
 
 export interface Decision {

@@ -1,6 +1,6 @@
 // What several pages work out from rows.
 
-import type { Deployment, Device, Fleet, Policy, Window, Worth } from "./api";
+import type { Deployment, Device, Fleet, Policy, Served, Worth } from "./api";
 
 /** A device is silent when its stream is closed. */
 export function deviceState(device: Device): string {
@@ -16,33 +16,23 @@ export function policyOf(policies: Policy[], id: string): Policy | null {
 export interface Measured {
   requests: number;
   errors: number;
-  /** Median over the windows of their 95th percentiles. */
+  /** Median over the periods of their 95th percentiles. */
   p95_us: number | null;
   accuracy: number | null;
 }
 
-/** Sums up windows: the typical 95th percentile, and accuracy by the labelled samples. */
-export function measured(windows: Window[]): Measured {
-  const served = windows.filter((w) => w.requests > 0);
-  const p95 = served.map((w) => w.p95_us).sort((a, b) => a - b);
-  const labelled = served.filter((w) => w.accuracy !== null && w.labelled > 0);
-  const samples = labelled.reduce((sum, w) => sum + w.labelled, 0);
+/** Sums up what was served by the newest bundle, rows oldest first: the typical 95th percentile, and accuracy by the labelled samples. */
+export function measured(rows: Served[]): Measured {
+  const served = rows.filter((r) => r.requests > 0 && r.bundle === rows.at(-1)?.bundle);
+  const p95 = served.map((r) => r.p95_us).sort((a, b) => a - b);
+  const labelled = served.filter((r) => r.accuracy !== null && r.labelled > 0);
+  const samples = labelled.reduce((sum, r) => sum + r.labelled, 0);
   return {
-    requests: served.reduce((sum, w) => sum + w.requests, 0),
-    errors: served.reduce((sum, w) => sum + w.errors, 0),
+    requests: served.reduce((sum, r) => sum + r.requests, 0),
+    errors: served.reduce((sum, r) => sum + r.errors, 0),
     p95_us: p95[Math.floor(p95.length / 2)] ?? null,
-    accuracy: samples ? labelled.reduce((sum, w) => sum + w.accuracy! * w.labelled, 0) / samples : null,
+    accuracy: samples ? labelled.reduce((sum, r) => sum + r.accuracy! * r.labelled, 0) / samples : null,
   };
-}
-
-/** The windows of what each device runs now: those of the bundle of its newest window. */
-export function ofNewestBundle(windows: Window[]): Window[] {
-  const newest = new Map<string, Window>();
-  for (const w of windows) {
-    const known = newest.get(w.device);
-    if (!known || w.start_ms >= known.start_ms) newest.set(w.device, w);
-  }
-  return windows.filter((w) => newest.get(w.device)?.bundle === w.bundle);
 }
 
 /** The figure that a task is judged by, with its name. */

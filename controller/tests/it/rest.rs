@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Fixture, problem};
 
 /// Every guarded route with the least role that may use it.
-const ROUTES: [(&str, &str, Role); 35] = [
+const ROUTES: [(&str, &str, Role); 36] = [
     ("PUT", "/api/v1/blobs/00", Role::Operator),
     ("POST", "/api/v1/models", Role::Operator),
     ("GET", "/api/v1/models", Role::Viewer),
@@ -41,6 +41,7 @@ const ROUTES: [(&str, &str, Role); 35] = [
     ("GET", "/api/v1/deployments", Role::Viewer),
     ("GET", "/api/v1/jobs", Role::Viewer),
     ("GET", "/api/v1/windows", Role::Viewer),
+    ("GET", "/api/v1/rollups", Role::Viewer),
     ("GET", "/api/v1/decisions", Role::Viewer),
     ("GET", "/api/v1/trust/root", Role::Viewer),
     ("GET", "/api/v1/audit", Role::Viewer),

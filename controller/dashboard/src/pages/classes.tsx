@@ -1,6 +1,6 @@
 import { Link } from "wouter-preact";
-import type { Device, DeviceClass, Policy, Variant, Window } from "../api";
-import { deviceState, measured, ofNewestBundle, policyOf, quality } from "../figures";
+import type { Device, DeviceClass, Policy, Rollup, Variant } from "../api";
+import { deviceState, measured, policyOf, quality } from "../figures";
 import { bytes, count, micros, percent } from "../format";
 import { useList } from "../live";
 import { Ago, Card, Facts, Nothing, State, Waiting } from "../parts/basics";
@@ -45,12 +45,12 @@ const DEVICES: Column<Device>[] = [
 export function ClassPage({ id }: { id: string }) {
   const of = `class=${encodeURIComponent(id)}`;
   const { items: variants, error } = useList<Variant>(`variants?${of}&limit=50`);
-  const { items: windows } = useList<Window>(`windows?${of}&limit=500`);
+  const { items: minutes } = useList<Rollup>(`rollups?${of}&span=minute&limit=240`);
   const { items: policies } = useList<Policy>("policies");
   const { items: devices } = useList<Device>("devices?profile=false");
   const policy = policies && policyOf(policies, id);
   const newest = variants?.filter((v) => v.state === "made").at(-1);
-  const figures = windows && measured(ofNewestBundle(windows));
+  const figures = minutes && measured(minutes);
   if (!variants) return <Waiting error={error} />;
   return (
     <>
@@ -68,7 +68,7 @@ export function ClassPage({ id }: { id: string }) {
             ]}
           />
         </Card>
-        <Card title="Latency of all devices of the class">{windows && <LatencyChart windows={windows} slo_us={policy?.slo_p95_us ?? null} />}</Card>
+        <Card title="Latency of all devices of the class, by minute">{minutes && <LatencyChart of={minutes} slo_us={policy?.slo_p95_us ?? null} />}</Card>
       </div>
       <Card title="Latency and loss: what other budgets would give">
         {newest ? <FrontChart front={newest.report.front} made_us={newest.report.predicted_latency_p50_us} dense_us={newest.report.predicted_dense_latency_us} /> : <Nothing>No variant yet: it needs a policy, a model and the timings of a device.</Nothing>}

@@ -111,7 +111,7 @@ export function DevicePage({ id }: { id: string }) {
           />
         </Card>
       </div>
-      <Card title="Latency">{windows && <LatencyChart windows={windows} slo_us={null} />}</Card>
+      <Card title="Latency">{windows && <LatencyChart of={windows} slo_us={null} />}</Card>
       <Card title="Windows">{windows && <Table label="Windows" rows={[...windows].reverse()} columns={WINDOWS} keyOf={(w) => String(w.number)} empty="No window yet: they come while the device serves." />}</Card>
     </>
   );

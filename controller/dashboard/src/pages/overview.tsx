@@ -1,6 +1,6 @@
 import { Link } from "wouter-preact";
-import type { Decision, Deployment, DeviceClass, Fleet, Job, Policy, Rollout, Window } from "../api";
-import { UNDER_WAY, WENT_WRONG, deployed, measured, ofNewestBundle, policyOf, total, wentWrong } from "../figures";
+import type { Decision, Deployment, DeviceClass, Fleet, Job, Policy, Rollout, Rollup } from "../api";
+import { UNDER_WAY, WENT_WRONG, deployed, measured, policyOf, total, wentWrong } from "../figures";
 import { count, micros, percent } from "../format";
 import { useList, useLive } from "../live";
 import { Ago, Bar, Card, Nothing, State, Tile, Waiting } from "../parts/basics";
@@ -60,8 +60,8 @@ function Objectives() {
 }
 
 function Objective({ of, policy }: { of: DeviceClass; policy: Policy | null }) {
-  const { items } = useList<Window>(`windows?class=${encodeURIComponent(of.id)}&limit=200`);
-  const figures = items && measured(ofNewestBundle(items));
+  const { items } = useList<Rollup>(`rollups?class=${encodeURIComponent(of.id)}&span=minute&limit=15`);
+  const figures = items && measured(items);
   const slo = policy?.slo_p95_us ?? null;
   const late = figures?.p95_us != null && slo !== null && figures.p95_us > slo;
   return (

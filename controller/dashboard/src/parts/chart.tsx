@@ -3,7 +3,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import type { FrontPoint, Window } from "../api";
+import type { FrontPoint, Served } from "../api";
 import { micros } from "../format";
 
 const HEIGHT = 220;
@@ -43,11 +43,10 @@ function axes(vertical: (value: number) => string, horizontal?: (value: number) 
   return [{ ...look, ...(horizontal && { values: words(horizontal) }) }, { ...look, size: 72, values: words(vertical) }];
 }
 
-/** Latency over time of some windows, oldest first, against the objective. */
-export function LatencyChart({ windows, slo_us }: { windows: Window[]; slo_us: number | null }) {
-  const served = windows.filter((w) => w.requests > 0);
-  if (served.length < 2) return <p class="nothing">Not enough windows yet to draw latency over time.</p>;
-  const rows = [...served].sort((a, b) => a.start_ms - b.start_ms);
+/** Latency over time of some periods, oldest first, against the objective. */
+export function LatencyChart({ of, slo_us }: { of: Served[]; slo_us: number | null }) {
+  const rows = of.filter((w) => w.requests > 0);
+  if (rows.length < 2) return <p class="nothing">Not enough was served yet to draw latency over time.</p>;
   const data: uPlot.AlignedData = [
     rows.map((w) => w.start_ms / 1_000),
     rows.map((w) => w.p50_us),
@@ -55,7 +54,7 @@ export function LatencyChart({ windows, slo_us }: { windows: Window[]; slo_us: n
     rows.map(() => slo_us),
   ];
   const last = rows.at(-1)!;
-  const label = `Latency of ${rows.length} windows; newest: median ${micros(last.p50_us)}, 95th percentile ${micros(last.p95_us)}${slo_us ? `, objective ${micros(slo_us)}` : ""}`;
+  const label = `Latency of ${rows.length} periods; newest: median ${micros(last.p50_us)}, 95th percentile ${micros(last.p95_us)}${slo_us ? `, objective ${micros(slo_us)}` : ""}`;
   const build = () => ({
     scales: { y: { range: (_: uPlot, _low: number, high: number) => [0, high * 1.1] as [number, number] } },
     axes: axes(micros),
