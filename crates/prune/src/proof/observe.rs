@@ -24,7 +24,8 @@ pub(super) fn before_choices(model: &Model, coupling: &Coupling) -> Result<Optio
     for node in model.nodes() {
         let inputs: Vec<&str> = node.inputs().chain(node.captured()).collect();
         let after = inputs.iter().any(|name| behind.contains(name));
-        if !after && !(node.domain().is_empty() && CHOICES.contains(&node.op_type())) {
+        let chooses = node.domain().is_empty() && CHOICES.contains(&node.op_type());
+        if !(after || chooses) {
             continue;
         }
         if after && layers.contains(&node.id) {
