@@ -1,4 +1,4 @@
-//! What the agent costs on a device, measured on the executable of the release profile against a scripted controller:
+//! What the agent costs on a device, measured on the executable that is shipped against a scripted controller:
 //! `cargo xtask bench agent`.
 //!
 //! Memory is the median of the proportional set size over samples after warm-up, as Greengrass lite reports it.

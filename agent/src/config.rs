@@ -17,6 +17,9 @@ use crate::error::AgentError;
 
 pub use window::Window;
 
+/// Where the Debian package has ONNX Runtime.
+const PACKAGED_LIBRARY: &str = "/usr/lib/pleach/libonnxruntime.so";
+
 /// Everything an operator can set. Every key has a default but `controller`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -37,7 +40,7 @@ pub struct Config {
     pub loopback_token_file: Option<PathBuf>,
     /// Threads inference uses; absent: one for each processor the agent may use.
     pub threads: Option<u32>,
-    /// ONNX Runtime's shared library; absent: the variable `ORT_DYLIB_PATH`.
+    /// ONNX Runtime's shared library; absent: the variable `ORT_DYLIB_PATH`, then the package's.
     pub onnxruntime: Option<PathBuf>,
     /// Requests that may wait for the model; more are refused at once.
     pub queue: u32,
@@ -69,6 +72,8 @@ pub struct Config {
     pub spool_max_bytes: u64,
     /// Reports that may wait on disk while the controller is away.
     pub spool_max_reports: u32,
+    /// Days that windows may wait on disk while the controller is away.
+    pub spool_max_days: u32,
 }
 
 impl Default for Config {
@@ -98,6 +103,7 @@ impl Default for Config {
             profile_budget_ms: 150,
             spool_max_bytes: 16 << 20,
             spool_max_reports: 20_000,
+            spool_max_days: 90,
         }
     }
 }
@@ -192,18 +198,24 @@ impl Config {
         self.threads.unwrap_or_else(all)
     }
 
+    /// ONNX Runtime's shared library: configured, named by the environment, or where the package puts it.
+    pub fn library(&self) -> Option<PathBuf> {
+        let named = || std::env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let packaged = || Some(PathBuf::from(PACKAGED_LIBRARY)).filter(|file| file.is_file());
+        self.onnxruntime.clone().or_else(named).or_else(packaged)
+    }
+
     /// Whether ONNX Runtime's library is named, and there: an agent without it would enrol and never serve.
     ///
     /// # Errors
     /// [`AgentError::Config`].
     pub fn check_library(&self) -> Result<(), AgentError> {
-        let named = self.onnxruntime.clone().or_else(|| std::env::var_os(LIBRARY_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from));
         let wrong = |got| AgentError::Config {
             key: "onnxruntime",
             got,
             expected: "the file of ONNX Runtime's shared library, here or in ORT_DYLIB_PATH",
         };
-        match named {
+        match self.library() {
             Some(file) if file.is_file() => Ok(()),
             Some(file) => Err(wrong(format!("{}, which is no file", file.display()))),
             None => Err(wrong("not set".into())),
@@ -245,7 +257,8 @@ impl Config {
         check(self.ping_interval_ms >= 100, "ping_interval_ms", self.ping_interval_ms.to_string(), "at least 100")?;
         check((1..=60_000).contains(&self.profile_budget_ms), "profile_budget_ms", self.profile_budget_ms.to_string(), "1 to 60000")?;
         check(self.spool_max_bytes >= 1 << 16, "spool_max_bytes", self.spool_max_bytes.to_string(), "at least 65536")?;
-        check(self.spool_max_reports >= 16, "spool_max_reports", self.spool_max_reports.to_string(), "at least 16")
+        check(self.spool_max_reports >= 16, "spool_max_reports", self.spool_max_reports.to_string(), "at least 16")?;
+        check((1..=36_500).contains(&self.spool_max_days), "spool_max_days", self.spool_max_days.to_string(), "1 to 36500")
     }
 }
 

@@ -93,7 +93,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AgentErr
         () = stop.cancelled() => return Ok(()),
     };
     let id = enrolled.device().clone();
-    let limits = SpoolLimits { bytes: config.spool_max_bytes, reports: config.spool_max_reports as usize };
+    let limits = SpoolLimits {
+        bytes: config.spool_max_bytes,
+        reports: config.spool_max_reports as usize,
+        age_ms: i64::from(config.spool_max_days) * 86_400_000,
+    };
     let spool = Spool::open(state.spool(), id.as_str(), &boot::id(), limits)?;
     let device = Arc::new(Device { id, config, state, clock, listeners, known: Known::default() });
     tracing::info!(device.id = %device.id, version = env!("CARGO_PKG_VERSION"), "agent starts");
@@ -152,7 +156,7 @@ impl Device {
             executable,
             listeners: Arc::clone(&self.listeners),
             threads: config.inference_threads(),
-            onnxruntime: config.onnxruntime.clone(),
+            onnxruntime: config.library(),
             device_id: self.id.clone(),
             serving: supervisor::ServingOptions {
                 queue: config.queue,

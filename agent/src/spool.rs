@@ -25,6 +25,8 @@ pub struct SpoolLimits {
     pub bytes: u64,
     /// Number of reports.
     pub reports: usize,
+    /// Milliseconds that windows wait; events, measurements and profiles wait as long as there is room.
+    pub age_ms: i64,
 }
 
 /// What a report is to say. Windows get their numbers from the spool.
@@ -57,6 +59,7 @@ pub struct Spool {
 struct Entry {
     bytes: u64,
     expendable: bool,
+    at_ms: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +134,7 @@ impl Spool {
         }
         self.write(&report)?;
         self.last = next;
-        self.make_room()?;
+        self.make_room(now_ms)?;
         Ok(next.sequence)
     }
 
@@ -179,7 +182,14 @@ impl Spool {
         Ok(())
     }
 
-    fn make_room(&mut self) -> Result<(), AgentError> {
+    fn make_room(&mut self, now_ms: i64) -> Result<(), AgentError> {
+        let oldest_ms = now_ms.saturating_sub(self.limits.age_ms);
+        let stale: Vec<u64> = self.waiting.iter().filter(|(_, e)| e.expendable && e.at_ms < oldest_ms).map(|(s, _)| *s).collect();
+        if !stale.is_empty() {
+            tracing::warn!(reports = stale.len(), "dropping windows that have waited too long");
+            self.save_counters()?;
+            stale.into_iter().try_for_each(|s| self.drop_report(s))?;
+        }
         while self.waiting.len() > 1 && (self.bytes > self.limits.bytes || self.waiting.len() > self.limits.reports) {
             let expendable = self.waiting.iter().find(|(_, e)| e.expendable).map(|(s, _)| *s);
             let Some(victim) = expendable.or_else(|| self.waiting.keys().next().copied()) else { return Ok(()) };
@@ -205,7 +215,7 @@ impl Spool {
         let bytes = report.encoded_len() as u64;
         let expendable = report.events.is_empty() && report.measurements.is_empty() && report.profile.is_none();
         self.bytes += bytes;
-        self.waiting.insert(report.sequence, Entry { bytes, expendable });
+        self.waiting.insert(report.sequence, Entry { bytes, expendable, at_ms: report.sent_at_ms });
     }
 
     fn write(&mut self, report: &Report) -> Result<(), AgentError> {
@@ -250,7 +260,7 @@ impl Spool {
 mod tests {
     use super::*;
 
-    const WIDE: SpoolLimits = SpoolLimits { bytes: 1 << 20, reports: 1000 };
+    const WIDE: SpoolLimits = SpoolLimits { bytes: 1 << 20, reports: 1000, age_ms: i64::MAX };
 
     fn open(dir: &tempfile::TempDir, limits: SpoolLimits) -> Spool {
         Spool::open(dir.path().to_owned(), "d-1", "b", limits).unwrap()
@@ -286,6 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn windows_go_when_they_are_old_and_events_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(&dir, SpoolLimits { age_ms: 1000, ..WIDE });
+        spool.push(window(), 0).unwrap();
+        spool.push(event(), 0).unwrap();
+        spool.push(window(), 900).unwrap();
+        assert_eq!(spool.len(), 3);
+        spool.push(window(), 1001).unwrap();
+        let sequences: Vec<_> = spool.waiting.keys().copied().collect();
+        assert_eq!(sequences, [2, 3, 4]);
+    }
+
+    #[test]
     fn an_acknowledgement_deletes_only_what_it_covers() {
         let dir = tempfile::tempdir().unwrap();
         let mut spool = open(&dir, WIDE);
@@ -298,7 +321,7 @@ mod tests {
     #[test]
     fn is_bounded_in_number_and_keeps_events_longest() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(&dir, SpoolLimits { bytes: 1 << 20, reports: 16 });
+        let mut spool = open(&dir, SpoolLimits { reports: 16, ..WIDE });
         spool.push(event(), 0).unwrap();
         (0..100).for_each(|_| _ = spool.push(window(), 0).unwrap());
         assert_eq!((spool.len(), fs::read_dir(dir.path()).unwrap().count()), (16, 17));
@@ -310,7 +333,7 @@ mod tests {
     #[test]
     fn is_bounded_in_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(&dir, SpoolLimits { bytes: 10_000, reports: 1000 });
+        let mut spool = open(&dir, SpoolLimits { bytes: 10_000, ..WIDE });
         let draft = || Draft { windows: vec![Window { latency_histogram: vec![7; 3000], ..Window::default() }], ..Draft::default() };
         (0..20).for_each(|_| _ = spool.push(draft(), 0).unwrap());
         let on_disk: u64 = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();

@@ -4,7 +4,7 @@
 //! whether the device is still active.
 
 mod deliver;
-mod desired;
+pub(crate) mod desired;
 mod enrollment;
 mod fetch;
 mod fleet;

@@ -14,6 +14,7 @@ mod inspect;
 mod journey;
 mod log;
 mod models;
+mod offline;
 mod policies;
 pub mod problem;
 mod rollouts;
@@ -58,6 +59,7 @@ fn routes() -> Vec<(&'static str, Role, MethodRouter<Shared>)> {
         ("/api/v1/fleet", Viewer, get(fleet::show)),
         ("/api/v1/devices", Viewer, get(devices::list)),
         ("/api/v1/devices/{id}", Viewer, get(devices::show)),
+        ("/api/v1/devices/{id}/bundle", Operator, get(offline::export)),
         ("/api/v1/devices/{id}/revoke", Admin, post(devices::revoke)),
         ("/api/v1/devices/{id}/approve", Admin, post(devices::approve)),
         ("/api/v1/devices/{id}/labels", Operator, post(devices::label)),

@@ -1,6 +1,7 @@
 //! A device joins its fleet.
 
 use std::fs;
+use std::process::Command;
 
 use crate::agent::Agent;
 use crate::lab::{Faults, Lab};
@@ -17,6 +18,23 @@ async fn a_new_device_enrols_and_sends_its_profile_once() {
     agent.wait_status("up", |s| s.device == "d-1" && s.state == "empty").await;
     assert!(agent.terminate());
     assert_eq!(lab.reports().iter().filter(|r| r.profile.is_some()).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_processors_change_sends_a_new_profile_without_a_restart() {
+    let lab = Lab::start().await;
+    let agent = Agent::start(&lab);
+    let before = lab.wait_report("a profile", |r| r.profile.is_some()).await.profile.unwrap();
+    if before.cores < 2 {
+        eprintln!("skipped: one processor cannot become fewer");
+        return;
+    }
+    let confined = Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", "0"]).arg(agent.pid().to_string()).output();
+    if !confined.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: no taskset here, or processor 0 is not for this test");
+        return;
+    }
+    lab.wait_report("a profile of one processor", |r| r.profile.as_ref().is_some_and(|p| p.cores == 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

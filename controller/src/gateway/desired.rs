@@ -11,7 +11,7 @@ use pleach_store::{Session, StoreError, trust};
 const ENCAPSULATED_BYTES: usize = 32;
 
 /// What should be true of a device that trusts roots up to `root_version`. Generation and time are the stream's to set.
-pub(super) async fn build(session: &mut Session, device: &DeviceId, root_version: u64) -> Result<DesiredState, StoreError> {
+pub(crate) async fn build(session: &mut Session, device: &DeviceId, root_version: u64) -> Result<DesiredState, StoreError> {
     let desired = desired::of_device(session, device).await?;
     let policy = desired.deployment.as_ref().and_then(|d| d.policy.as_ref());
     let window_seconds = policy.map_or(AdaptationRules::default().window_seconds, |p| p.policy.adaptation.window_seconds);

@@ -374,6 +374,14 @@ pub enum DeviceCommand {
         /// The device
         id: DeviceId,
     },
+    /// Write what a device should run into a file for `pleach-agent install`, e.g. on a USB stick
+    Export {
+        /// The device
+        id: DeviceId,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
     /// Let a device in that waits for a person, e.g. because its key spoke from two machines
     Approve {
         /// The device

@@ -161,6 +161,24 @@ impl Client {
         self.send(Method::POST, &["devices", device, "approve"], Repeat::Always, &serde_json::json!({})).await
     }
 
+    /// What a device should run, as a file for `pleach-agent install`. The answer's body is the file.
+    ///
+    /// # Errors
+    /// [`ClientError`] when there is no answer or a refusal, e.g. a device without an assignment.
+    pub async fn export_device(&self, device: &str) -> Result<Response, ClientError> {
+        let url = self.url(&["devices", device, "bundle"]);
+        let answer = self.http.get(url.clone()).send().await;
+        let response = answer.map_err(|source| ClientError::Unreachable { url: url.to_string(), source })?;
+        match response.error_for_status_ref() {
+            Ok(_) => Ok(response),
+            // The refusal is in the body.
+            Err(source) => match read_answer::<Value>(&url, response).await {
+                Err(refused) => Err(refused),
+                Ok(_) => Err(ClientError::Unreachable { url: url.to_string(), source }),
+            },
+        }
+    }
+
     /// Sets and takes away labels of a device.
     ///
     /// # Errors

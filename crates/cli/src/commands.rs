@@ -6,6 +6,7 @@ mod prune;
 mod rollout;
 mod trust;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -68,6 +69,15 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         RemoteCommand::Device(DeviceCommand::Approve { id }) => {
             client.approve_device(id.as_str()).await?;
             println!("device {id} approved");
+            Ok(())
+        }
+        RemoteCommand::Device(DeviceCommand::Export { id, output }) => {
+            let mut response = client.export_device(id.as_str()).await?;
+            let mut file = std::fs::File::create(&output).with_context(|| format!("creating {}", output.display()))?;
+            while let Some(bytes) = response.chunk().await.context("the bundle broke off")? {
+                file.write_all(&bytes).with_context(|| format!("writing {}", output.display()))?;
+            }
+            println!("{} holds what device {id} should run", output.display());
             Ok(())
         }
         RemoteCommand::Device(DeviceCommand::Revoke { id }) => {

@@ -19,7 +19,7 @@ use crate::{onnxruntime, process};
 /// How to build the packages.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Folder for the packages [default: `dist` in the target folder]
+    /// Folder for the packages [default: `debian` in the target folder]
     #[arg(long)]
     output: Option<PathBuf>,
     /// Only these packages; repeatable
@@ -127,13 +127,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
         build.args(["--package", name]);
     }
     if !options.debug {
-        build.arg("--release");
+        build.args(["--profile", "dist"]);
     }
     if !crates.is_empty() {
         process::run(&mut build)?;
     }
-    let binaries = workspace.target.join(if options.debug { "debug" } else { "release" });
-    let output = options.output.clone().unwrap_or_else(|| workspace.target.join("dist"));
+    let binaries = workspace.target.join(if options.debug { "debug" } else { "dist" });
+    let output = options.output.clone().unwrap_or_else(|| workspace.target.join("debian"));
     fs::create_dir_all(&output).with_context(|| format!("creating {}", output.display()))?;
     let mut files = Vec::new();
     for package in wanted {

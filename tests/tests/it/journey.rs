@@ -49,6 +49,7 @@ async fn travels(database: Database) {
         () = drive(&agent) => unreachable!(),
     }
     answers(&cluster).await;
+    comes_as_a_file(&cluster, &agent).await;
     assert!(cluster.stop_controller(), "the controller drains and ends well");
 }
 
@@ -92,6 +93,21 @@ async fn answers(cluster: &Cluster) {
     assert!(rollouts.iter().any(|r| r.state.as_str() == "completed" && r.proven == 1), "{rollouts:?}");
     let audit: Vec<AuditView> = cluster.client.list("audit", &[]).await.unwrap();
     assert!(audit.iter().any(|a| a.action == "policy.apply") && audit.windows(2).all(|p| p[0].sequence < p[1].sequence));
+}
+
+/// What the device should run also comes as a file, which the agent verifies as it does a download.
+async fn comes_as_a_file(cluster: &Cluster, agent: &Agent) {
+    let mut answer = cluster.client.export_device("press-1").await.unwrap();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.unwrap() {
+        bytes.extend_from_slice(&chunk);
+    }
+    let (done, words) = agent.install(&bytes);
+    assert!(done && words.contains("is taken over"), "{words}");
+    *bytes.last_mut().unwrap() ^= 1;
+    let (done, words) = agent.install(&bytes);
+    assert!(!done && words.contains("chunk-hash"), "{words}");
+    assert!(cluster.client.export_device("nobody").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

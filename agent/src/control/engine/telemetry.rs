@@ -18,6 +18,8 @@ impl Engine {
         if let Some(runtime) = self.runtime.clone().filter(|_| self.windows.is_empty()) {
             self.windows.put(async move { runtime.collect_windows().await });
         }
+        // Limits and processors change under a running agent; one that has not looked is told nothing.
+        self.machine_checked = false;
         self.measure();
     }
 

@@ -13,9 +13,9 @@ pub(crate) struct Options {
     output: Output,
 }
 
-/// Builds the release profile and measures it.
+/// Builds what is shipped and measures it.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
-    let mut bench = workspace.cargo(&["bench", "--package", "pleach-agent", "--bench", "agent"]);
+    let mut bench = workspace.cargo(&["bench", "--profile", "dist", "--package", "pleach-agent", "--bench", "agent"]);
     if options.output == Output::Json {
         bench.args(["--", "--json"]);
     }

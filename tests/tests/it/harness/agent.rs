@@ -47,6 +47,16 @@ impl Agent {
         self.dir.join("state")
     }
 
+    /// Installs a bundle from a file: whether the agent took it, and its words.
+    pub fn install(&self, bytes: &[u8]) -> (bool, String) {
+        let file = self.dir.join("bundle.file");
+        std::fs::write(&file, bytes).unwrap();
+        let mut command = Command::new(binary("pleach-agent"));
+        command.arg("install").arg(&file).arg("--state-dir").arg(self.state_dir()).args(["--controller", &self.controller]);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    }
+
     /// What runs on the device; an error in words while nothing answers.
     pub async fn status(&self) -> Result<StatusResponse, String> {
         let channel = self.channel().await?;
