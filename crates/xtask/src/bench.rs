@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what Pleach achieves, measured on this machine: a module for each bench, a table or JSON of each.
 
 mod agent;
+mod fleet;
 mod graph;
 mod prune;
 mod trust;
@@ -14,6 +15,8 @@ use crate::workspace::Workspace;
 pub(crate) enum Bench {
     /// Memory, size, start, network, latency and recovery of the agent on a device, against the bars
     Agent(agent::Options),
+    /// A controller with thousands of connected devices, against the bars
+    Fleet(fleet::Options),
     /// Coupling groups of many models: the share that is prunable, time, memory, proofs
     Graph(graph::Options),
     /// Loss at measured speed-ups on the fixtures, against the bars
@@ -35,6 +38,7 @@ pub(crate) enum Output {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Agent(options) => agent::run(workspace, options),
+        Bench::Fleet(options) => fleet::run(workspace, options),
         Bench::Graph(options) => graph::run(workspace, options),
         Bench::Prune(options) => prune::run(workspace, options),
         Bench::Trust(options) => trust::run(options),
