@@ -76,7 +76,7 @@ impl Machine {
         let script = format!(
             "mount -t tmpfs tmpfs {u} && mkdir {u}/u {u}/w && mount -t overlay overlay -o lowerdir={r},upperdir={u}/u,workdir={u}/w {m} && \
              mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd && \
-             exec systemd-nspawn --quiet --boot --register=no --keep-unit --private-network --machine=pleach-trial -D {m} --bind={w}:/packages",
+             exec systemd-nspawn --quiet --boot --register=no --keep-unit --private-network --machine=pleach-trial --system-call-filter=\"landlock_create_ruleset landlock_add_rule landlock_restrict_self\" -D {m} --bind={w}:/packages",
             u = upper.display(),
             r = root.display(),
             m = merged.display(),
@@ -132,7 +132,8 @@ impl Machine {
     /// The services run as users of their own and the sandbox within the unit's holds.
     fn hardened(&self) -> anyhow::Result<()> {
         for unit in ["pleach-agent", "pleach-controller"] {
-            self.expect(&format!("ps -o user= -p $(systemctl show -p MainPID --value {unit})"), "pleach")?;
+            // The range of dynamic users, systemd.exec(5).
+            self.sh(&format!("test $(stat -c %u /proc/$(systemctl show -p MainPID --value {unit})) -ge 61184"))?;
             self.sh(&format!("systemd-analyze security --threshold=20 {unit}.service"))?;
         }
         self.expect("stat -c %a /var/lib/private/pleach/keys/identity.key", "600")?;
@@ -147,7 +148,7 @@ impl Machine {
     fn recovers(&self) -> anyhow::Result<()> {
         let main = || self.sh("systemctl show -p MainPID --value pleach-agent").map(|pid| pid.trim().to_owned());
         let before = main()?;
-        self.sh("pkill -KILL -f 'pleach-agent runtime'")?;
+        self.sh("pkill -KILL -f '[p]leach-agent runtime'")?;
         self.wait("pleach-agent status --inference-socket /run/pleach/inference.sock | grep state", "empty")?;
         ensure!(main()? == before, "the end of the runtime half ended the service");
         self.sh(&format!("kill -KILL {before}"))?;
