@@ -117,7 +117,7 @@ impl Subject {
             mask: found.mask.into_iter().fold(0.0, f64::max),
             optimization: found.optimization,
             folding: proof::equality(runtime, &self.original, &self.model, inputs)?,
-            bar: proof::bar(&self.model),
+            bar: found.bar,
         })
     }
 }

@@ -90,6 +90,9 @@ pub struct Findings {
     pub permutation: f64,
     /// Every group cut to each of [`WIDTHS`] percent.
     pub mask: [f64; 3],
+    /// The largest of them at which the proofs hold: [`bar`], but of a quantised model at least four times `optimization`. There a value
+    /// that rounds to the next step moves everything behind it, and how far is seen where the runtime alone changes the order of sums.
+    pub bar: f64,
 }
 
 /// Largest relative difference at which a proof holds for a model: [`BAR`] in single and double precision.
@@ -102,17 +105,20 @@ pub fn bar(model: &Model) -> f64 {
     let stored = model.constants().filter_map(|name| model.constant_type(name));
     let cast = model.nodes().filter(|n| n.is("Cast")).filter_map(|n| i32::try_from(n.int("to")?).ok());
     let types: Vec<i32> = stored.chain(cast).chain(model.inputs().into_iter().map(|i| i.element_type)).collect();
-    let quantized = model.nodes().any(|n| matches!(n.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear"));
     let narrow = [
         (types.contains(&DataType::Float16.into()), ROUNDINGS * 2f64.powi(-11)),
         (types.contains(&DataType::Bfloat16.into()), ROUNDINGS * 2f64.powi(-8)),
-        (quantized, 2.0 / 255.0),
+        (is_quantized(model), 2.0 / 255.0),
     ];
     narrow.into_iter().filter(|(there, _)| *there).fold(BAR, |bar, (_, own)| bar.max(own))
 }
 
+fn is_quantized(model: &Model) -> bool {
+    model.nodes().any(|n| matches!(n.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear"))
+}
+
 /// Proves on the given inputs that every group may be cut: the runtime's optimisations, a permutation of all groups and random
-/// cuts of all groups to [`WIDTHS`] percent leave the outputs what they are, up to [`bar`].
+/// cuts of all groups to [`WIDTHS`] percent leave the outputs what they are, up to [`Findings::bar`].
 ///
 /// `progress` hears of [`Stage::Prove`] and may cancel. Deterministic in `seed`. Cost: nine models loaded and run once.
 ///
@@ -123,7 +129,7 @@ pub fn prove(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Resul
     let observed = observe::before_choices(subject.model, subject.coupling).map_err(|error| PruneError::Model(Box::new(error)))?;
     let subject = &Subject { model: observed.as_ref().unwrap_or(subject.model), ..*subject };
     let findings = measure(subject, seed, progress)?;
-    let bar = bar(subject.model);
+    let bar = findings.bar;
     hold("optimisation", findings.optimization, bar, || None)?;
     hold("permutation", findings.permutation, bar, || {
         culprit(subject, bar, |group| permuted(subject.model, subject.coupling, &[group], seed))
@@ -156,6 +162,8 @@ pub fn measure(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Res
     let plain = run(runtime, model, inputs, Optimization::Disabled).map_err(failed)?;
     let scales = least_scales(model);
     let optimization = difference(&plain, &dense, &scales).map_err(failed)?;
+    let noise = if is_quantized(model) { NOISE * optimization } else { 0.0 };
+    let bar = bar(model).max(noise);
     step(progress, Stage::Prove, 1, steps)?;
     let groups: Vec<&Group> = coupling.groups.iter().collect();
     let reordered = || difference(&dense, &run(runtime, &permuted(model, coupling, &groups, seed)?, inputs, Optimization::All)?, &scales);
@@ -163,9 +171,9 @@ pub fn measure(subject: &Subject<'_>, seed: u64, progress: &dyn Progress) -> Res
     let mut cut = [0.0; WIDTHS.len()];
     for (done, (gap, percent)) in cut.iter_mut().zip(WIDTHS).enumerate() {
         step(progress, Stage::Prove, done + 2, steps)?;
-        *gap = mask_apart(subject, &random_keep(coupling, percent, seed), bar(model)).map_err(failed)?;
+        *gap = mask_apart(subject, &random_keep(coupling, percent, seed), bar).map_err(failed)?;
     }
-    Ok(Findings { optimization, permutation, mask: cut })
+    Ok(Findings { optimization, permutation, mask: cut, bar })
 }
 
 /// Whether decoding and encoding gives back the same bytes, and so does a cut that removes nothing.

@@ -135,6 +135,58 @@ fn half_precision_holds_within_its_own_rounding() {
     assert_eq!(groups(model), [8, 6]);
 }
 
+/// A constant of eight-bit integers, or of integers that hold a bias.
+fn integers(graph: &mut GraphBuilder, kind: DataType, dims: &[usize], values: &[i32]) -> String {
+    let dims = dims.iter().map(|&d| d as i64).collect();
+    let name = Some(graph.free_name("q"));
+    graph.tensor(TensorProto { name, dims, data_type: Some(kind.into()), int32_data: values.to_vec(), ..TensorProto::default() })
+}
+
+/// A value through bytes and back, as quantisers write it around every layer.
+fn through_bytes(graph: &mut GraphBuilder, x: &str, scale: f32) -> String {
+    let (name, zero) = (graph.free_name("scale"), integers(graph, DataType::Uint8, &[], &[128]));
+    let scale = graph.floats(&name, &[], &[scale]);
+    let bytes = graph.node("QuantizeLinear", &[x, &scale, &zero], vec![]);
+    graph.node("DequantizeLinear", &[&bytes, &scale, &zero], vec![])
+}
+
+/// A layer whose weights and bias are integers with a scale for each output, as ONNX Runtime's static quantiser writes them.
+fn quantized_layer(graph: &mut GraphBuilder, noise: &mut Noise, x: &str, (op, dims): (&str, &[usize]), x_scale: f32) -> String {
+    let outputs = dims[0];
+    let scales: Vec<f32> = (0..outputs).map(|o| 0.002 + 0.0005 * o as f32).collect();
+    let weights: Vec<i32> = noise.floats(dims.iter().product(), 127.0).iter().map(|v| v.round() as i32).collect();
+    let biases: Vec<i32> = noise.floats(outputs, 500.0).iter().map(|v| v.round() as i32).collect();
+    let mut parts = vec![x.to_owned()];
+    for (kind, dims, values, factor) in [(DataType::Int8, dims, weights, 1.0), (DataType::Int32, &dims[..1], biases, x_scale)] {
+        let (name, q, zero) =
+            (graph.free_name("scales"), integers(graph, kind, dims, &values), integers(graph, kind, &[outputs], &vec![0; outputs]));
+        let scale = graph.floats(&name, &[outputs], &scales.iter().map(|s| s * factor).collect::<Vec<_>>());
+        parts.push(graph.node("DequantizeLinear", &[&q, &scale, &zero], vec![attribute("axis", 0i64)]));
+    }
+    let inputs: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let attributes = if op == "Gemm" { vec![attribute("transB", 1i64)] } else { vec![] };
+    graph.node(op, &inputs, attributes)
+}
+
+#[test]
+fn layers_between_quantised_values() {
+    let (mut graph, mut noise) = (GraphBuilder::new("bytes").opset(17), Noise(31));
+    let x = image(&mut graph);
+    let mut at = through_bytes(&mut graph, &x, 0.01);
+    for dims in [[8usize, 4, 3, 3], [6, 8, 1, 1]] {
+        let y = quantized_layer(&mut graph, &mut noise, &at, ("Conv", &dims), 0.01);
+        let y = graph.node("Relu", &[&y], vec![]);
+        at = through_bytes(&mut graph, &y, 0.01);
+    }
+    let pooled = graph.node("GlobalAveragePool", &[&at], vec![]);
+    let flat = graph.node("Flatten", &[&pooled], vec![]);
+    let y = quantized_layer(&mut graph, &mut noise, &flat, ("Gemm", &[5, 6]), 0.01);
+    graph.output(&y);
+    let model = graph.build().unwrap();
+    assert!(proof::bar(&model) > proof::BAR && proof::bar(&model) < 0.01);
+    assert_eq!(groups(model), [8, 6]);
+}
+
 #[test]
 fn a_group_that_misses_a_member_is_named() {
     let mut case = Case::new(model(plain()));
