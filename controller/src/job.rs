@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pleach_domain::Digest;
 use pleach_domain::dataset::{Dataset, DatasetLimits};
-use pleach_prune::{Analysis, Criterion, Progress, PruneError, analyse};
+use pleach_prune::{Analysis, Criterion, Options, Progress, PruneError, TaskKind, analyse};
 use pleach_store::models::Model;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::{Mutex, oneshot};
@@ -38,7 +38,7 @@ pub struct Analysed {
     pub analysis: Analysis,
     /// Calibration samples.
     pub calibration: Dataset,
-    /// Labelled validation set.
+    /// Validation set, with what its rows should give where that is known.
     pub validation: Dataset,
 }
 
@@ -51,7 +51,7 @@ pub struct Engine {
 
 /// An analysis, or why there is none.
 type Known = Result<Arc<Analysed>, String>;
-type Key = (Digest, Digest, Digest, Criterion);
+type Key = (Digest, Digest, Digest, Criterion, TaskKind);
 
 impl Engine {
     /// Starts the threads.
@@ -99,7 +99,9 @@ impl Engine {
         progress: Arc<Tracker>,
     ) -> Result<Arc<Analysed>, ReconcileError> {
         let files = &model.content;
-        let key = (files.onnx, files.calibration, files.validation, criterion);
+        let unknown = || ReconcileError::Unusable(format!("the task of the model is {:?}, which nothing here knows", files.task));
+        let task = TaskKind::named(&files.task).ok_or_else(unknown)?;
+        let key = (files.onnx, files.calibration, files.validation, criterion, task);
         let mut known = self.known.lock().await;
         if let Some(at) = known.iter().position(|(k, _)| *k == key) {
             let entry = known.remove(at);
@@ -115,7 +117,8 @@ impl Engine {
             .run(move || -> Result<Analysed, ReconcileError> {
                 let calibration = Dataset::parse_npz(&calibration, &DatasetLimits::default())?;
                 let validation = Dataset::parse_npz(&validation, &DatasetLimits::default())?;
-                let analysis = analyse(&onnx, &calibration, criterion, &runtime, &*progress as &dyn Progress)?;
+                let options = Options { criterion, task: Some(task) };
+                let analysis = analyse(&onnx, &calibration, options, &runtime, &*progress as &dyn Progress)?;
                 Ok(Analysed { analysis, calibration, validation })
             })
             .await?;

@@ -5,6 +5,7 @@ use pleach_domain::dataset::{Dataset, DatasetLimits};
 use pleach_domain::runtime::{LoadedModel, Optimization, Runtime, TensorSpec};
 use pleach_domain::{DomainError, Element, Tensor};
 use pleach_onnx::{Limits, Model, OnnxError, ShapeProbe, Shapes};
+use pleach_prune::{PruneError, Task, TaskKind};
 
 use super::problem::{Code, Failure, chain};
 
@@ -25,14 +26,19 @@ pub(super) struct Cost {
     pub(super) parameters: u64,
 }
 
-/// Checks that the model decodes, loads and runs, and that both datasets fit it, the validation data with a label for every row.
-pub(super) fn check(files: &Files, runtime: &dyn Runtime) -> Result<Cost, Failure> {
+/// Checks that the model decodes, loads and runs, that it is of the task, and that both datasets fit it; of a classifier the validation
+/// data with a label for every row.
+pub(super) fn check(files: &Files, task: TaskKind, runtime: &dyn Runtime) -> Result<Cost, Failure> {
     let model = Model::decode(&files.onnx, &Limits::default()).map_err(refused_model)?;
     let mut loaded = runtime.load(&files.onnx, Optimization::Disabled).map_err(|e| invalid("ONNX Runtime does not load it", &*e))?;
     let calibration = dataset("calibration", &files.calibration, loaded.inputs())?;
     let validation = dataset("validation", &files.validation, loaded.inputs())?;
-    let classes = classes(&mut *loaded, &validation)?;
-    check_labels(&validation, classes)?;
+    match task {
+        TaskKind::Classification => check_labels(&validation, classes(&mut *loaded, &validation)?)?,
+        TaskKind::Tagging | TaskKind::LanguageModel | TaskKind::Detection | TaskKind::Values => {
+            Task::find(&model, &validation, Some(task), runtime).map_err(refused_task)?;
+        }
+    }
     let shapes = shapes(&model, &calibration, loaded.inputs(), runtime)?;
     let statistics = pleach_onnx::statistics(&model, &shapes, 1);
     Ok(Cost { macs: statistics.macs, parameters: statistics.parameters })
@@ -53,6 +59,13 @@ fn invalid(what: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
 
 fn refused_data(role: &str, error: &DomainError) -> Failure {
     Failure::new(Code::DatasetInvalid, format!("{role} data: {}", chain(error)))
+}
+
+fn refused_task(error: PruneError) -> Failure {
+    match error {
+        PruneError::Data { role, source } => refused_data(role, &source),
+        error => invalid("it is not of the task", &error),
+    }
 }
 
 fn dataset(role: &str, bytes: &[u8], inputs: &[TensorSpec]) -> Result<Dataset, Failure> {

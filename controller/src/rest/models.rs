@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use pleach_domain::id::ModelName;
 use pleach_proto::rest::{List, ModelView, NewModel};
+use pleach_prune::TaskKind;
 use pleach_store::{Page, audit, models};
 
 use super::auth::Actor;
@@ -14,9 +15,6 @@ use super::problem::{Code, Failure};
 use crate::controller::Shared;
 use crate::random;
 
-/// The one task so far.
-const TASK: &str = "classification";
-
 /// `POST /api/v1/models`: checks the files and registers the next version.
 pub(super) async fn register(
     State(controller): State<Shared>,
@@ -24,10 +22,10 @@ pub(super) async fn register(
     Json(new): Json<NewModel>,
 ) -> Result<(StatusCode, axum::Json<ModelView>), Failure> {
     let name: ModelName = new.name.parse()?;
-    if new.task != TASK {
+    let Some(task) = TaskKind::named(&new.task) else {
         let task: String = new.task.chars().take(80).collect();
-        return Err(Failure::new(Code::FieldInvalid, format!("task is {task:?}: expected {TASK:?}")));
-    }
+        return Err(Failure::new(Code::FieldInvalid, format!("task is {task:?}: expected one of {:?}", TaskKind::ALL.map(TaskKind::name))));
+    };
     let limit = controller.config.max_upload_bytes;
     let files = Files {
         onnx: controller.blobs.get(&new.onnx, limit).await?,
@@ -36,7 +34,7 @@ pub(super) async fn register(
     };
     let runtime = controller.runtime.clone();
     let size_bytes = files.onnx.len() as u64;
-    let cost = tokio::task::spawn_blocking(move || inspect::check(&files, &runtime)).await.map_err(Failure::internal)??;
+    let cost = tokio::task::spawn_blocking(move || inspect::check(&files, task, &runtime)).await.map_err(Failure::internal)??;
     let content = models::NewModel {
         name,
         task: new.task,

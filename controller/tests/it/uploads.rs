@@ -13,7 +13,11 @@ const CALIBRATION: &str = "fashion-calibration.npz";
 const VALIDATION: &str = "fashion-validation.npz";
 
 async fn register(server: &Fixture, onnx: Digest, calibration: Digest, validation: Digest) -> reqwest::Response {
-    let body = json!({"name": "m", "task": "classification", "onnx": onnx, "calibration": calibration, "validation": validation});
+    register_as(server, "classification", onnx, calibration, validation).await
+}
+
+async fn register_as(server: &Fixture, task: &str, onnx: Digest, calibration: Digest, validation: Digest) -> reqwest::Response {
+    let body = json!({"name": "m", "task": task, "onnx": onnx, "calibration": calibration, "validation": validation});
     server.admin(Method::POST, "/api/v1/models").json(&body).send().await.unwrap()
 }
 
@@ -131,6 +135,31 @@ async fn bad_models_are_refused_in_words_and_leave_no_row() {
     let missing = problem(register(&server, Digest::new([1; 32]), data.0, data.1).await).await;
     assert_eq!(missing.code, "blob-missing");
     assert!(models(&server).await.is_empty());
+}
+
+#[tokio::test]
+async fn models_of_every_task_are_registered_and_those_of_another_task_refused() {
+    let server = Fixture::start().await;
+    let mut files = Vec::new();
+    for (name, task) in [("fm-yolo", "detection"), ("austen-gpt", "language-model"), ("austen-gpt", "tagging"), ("spam-bert", "values")] {
+        let upload = async |file: &str| server.upload(&fixture(&format!("{name}/{file}"))).await;
+        let (onnx, calibration, validation) = (upload("model.onnx").await, upload("calibration.npz").await, upload("validation.npz").await);
+        let response = register_as(&server, task, onnx, calibration, validation).await;
+        assert_eq!(response.status(), StatusCode::CREATED, "{name}: {}", response.text().await.unwrap());
+        files.push((onnx, calibration, validation));
+    }
+    let tasks: Vec<String> = models(&server).await.into_iter().map(|m| m.task).collect();
+    assert_eq!(tasks, ["detection", "language-model", "tagging", "values"]);
+    let (onnx, calibration, validation) = files[0];
+    for (task, code, words) in [
+        ("classification", "model-invalid", "expected scores [rows, classes]"),
+        ("language-model", "model-invalid", "expected an output of scores [rows, positions, tokens]"),
+        ("poetry", "field-invalid", r#"task is "poetry": expected one of ["classification", "tagging""#),
+    ] {
+        let refused = problem(register_as(&server, task, onnx, calibration, validation).await).await;
+        assert_eq!((refused.status, refused.code.as_str()), (422, code), "{}", refused.detail);
+        assert!(refused.detail.contains(words), "{}", refused.detail);
+    }
 }
 
 #[tokio::test]

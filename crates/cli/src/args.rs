@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pleach_domain::id::{ApiTokenId, DeviceId, ModelName, RolloutId, TokenId};
 use pleach_domain::role::Role;
+use pleach_prune::TaskKind;
 
 pub use prune::{Prune, PruneOutput};
 
@@ -237,9 +238,12 @@ pub enum ModelCommand {
         /// Calibration samples, .npz: arrays named after the model's inputs
         #[arg(long, value_name = "FILE")]
         calibration: PathBuf,
-        /// Validation samples with `labels`, .npz
+        /// Validation samples with `labels` (of a detector `boxes` and `index`), .npz
         #[arg(long, value_name = "FILE")]
         validation: PathBuf,
+        /// What the model is for
+        #[arg(long, value_name = "KIND", default_value = "classification", value_parser = prune::named::<TaskKind>(&TaskKind::ALL.map(TaskKind::name)))]
+        task: TaskKind,
     },
 }
 

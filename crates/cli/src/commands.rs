@@ -35,8 +35,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
     let client = Client::new(&connection)?;
     match command {
         RemoteCommand::Get(get) => list(&client, &get).await,
-        RemoteCommand::Model(ModelCommand::Push { name, onnx, calibration, validation }) => {
-            model::push(&client, name, &onnx, &calibration, &validation).await
+        RemoteCommand::Model(ModelCommand::Push { name, onnx, calibration, validation, task }) => {
+            model::push(&client, name, task, &onnx, &calibration, &validation).await
         }
         RemoteCommand::Policy(PolicyCommand::Apply { file }) => {
             let policy = read_policy(&file)?;

@@ -56,6 +56,11 @@ impl TaskKind {
             Self::Values => "values",
         }
     }
+
+    /// The kind of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 impl fmt::Display for TaskKind {

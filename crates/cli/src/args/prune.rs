@@ -102,7 +102,7 @@ pub enum PruneOutput {
 }
 
 /// Parses the name that a type has in reports.
-fn named<T: serde::de::DeserializeOwned + Clone + Send + Sync + 'static>(
+pub(super) fn named<T: serde::de::DeserializeOwned + Clone + Send + Sync + 'static>(
     names: &[&'static str],
 ) -> impl clap::builder::TypedValueParser<Value = T> + use<T> {
     PossibleValuesParser::new(names.to_vec()).try_map(|name| serde_json::from_value(serde_json::Value::String(name)))

@@ -7,14 +7,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pleach_domain::Digest;
 use pleach_domain::id::ModelName;
 use pleach_proto::rest::NewModel;
+use pleach_prune::TaskKind;
 
 use crate::client::Client;
 
 /// Uploads the three files and registers the next version of the model.
-pub(super) async fn push(client: &Client, name: ModelName, onnx: &Path, calibration: &Path, validation: &Path) -> anyhow::Result<()> {
+pub(super) async fn push(
+    client: &Client,
+    name: ModelName,
+    task: TaskKind,
+    onnx: &Path,
+    calibration: &Path,
+    validation: &Path,
+) -> anyhow::Result<()> {
     let model = NewModel {
         name: name.to_string(),
-        task: "classification".to_owned(),
+        task: task.name().to_owned(),
         onnx: upload(client, onnx).await?,
         calibration: upload(client, calibration).await?,
         validation: upload(client, validation).await?,

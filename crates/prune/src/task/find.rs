@@ -7,7 +7,7 @@ use pleach_onnx::Model;
 
 use super::{BoxFormat, Mask, Output, Task, TaskKind};
 use crate::error::PruneError;
-use crate::network::{model_error, runtime as failed};
+use crate::network::runtime as failed;
 use crate::progress::Stage;
 use crate::run::Batch;
 
@@ -51,7 +51,7 @@ impl Task {
         let threshold = if first.values.iter().all(|v| (0.0..=1.0).contains(v)) { 0.5 } else { 0.0 };
         let outputs = fit.iter().map(|o| Output { name: o.name.clone(), shape: o.shape.to_vec() }).collect();
         let task = Self { kind: chosen, outputs, boxes, mask: mask(data), image, threshold };
-        task.check_targets(data).map_err(model_error)?;
+        task.check_targets(data).map_err(|source| PruneError::Data { role: "validation", source })?;
         Ok(task)
     }
 
