@@ -8,7 +8,7 @@ use pleach_onnx::{Limits, Model};
 use pleach_prune::quality;
 use serde::Serialize;
 
-use super::{Place, data, side_by_side};
+use super::{Place, Row, data, side_by_side};
 use crate::process;
 
 const PACKAGES: [&str; 3] = ["onnxsim==0.8.1", "onnxruntime==1.28.0", "numpy==2.4.6"];
@@ -26,10 +26,25 @@ pub(super) struct Rival {
     pub(super) figure: &'static str,
     pub(super) dense: f64,
     pub(super) pruned: f64,
+    /// Whether one of our variants is at least as fast and loses less.
+    pub(super) beaten: bool,
+}
+
+impl Rival {
+    /// What was lost of the figure; of the perplexity what it rose by.
+    pub(super) fn lost(&self) -> f64 {
+        if self.figure == "perplexity" { self.pruned - self.dense } else { self.dense - self.pruned }
+    }
+
+    fn beaten_by(&self, row: &Row) -> bool {
+        let lost = row.figures.first().map_or(f64::INFINITY, |f| f.lost);
+        row.fixture == self.fixture && row.missed.is_none() && row.speedup_p50 >= self.speedup_p50 && lost < self.lost()
+    }
 }
 
 /// Prunes a fixture at a few sparsities; what onnxsim cannot do is told on stderr and left out.
-pub(super) fn run(place: &Place, fixture: &str, runtime: &OrtRuntime) -> anyhow::Result<Vec<Rival>> {
+/// `ours` are the variants to compare with.
+pub(super) fn run(place: &Place, fixture: &str, ours: &[Row], runtime: &OrtRuntime) -> anyhow::Result<Vec<Rival>> {
     let files = place.files(fixture)?;
     let python = data::python("onnxsim", &PACKAGES)?;
     let script = place.work.join("rival.py");
@@ -56,14 +71,17 @@ pub(super) fn run(place: &Place, fixture: &str, runtime: &OrtRuntime) -> anyhow:
     if let ([dense, pruned @ ..], [before, after @ ..]) = (models.as_slice(), timings.as_slice()) {
         let dense = judged(dense)?;
         for ((sparsity, model), timing) in made.into_iter().zip(pruned).zip(after) {
-            all.push(Rival {
+            let mut rival = Rival {
                 fixture: fixture.to_owned(),
                 sparsity,
                 speedup_p50: before.p50_us / timing.p50_us,
                 figure: dense.headline_name(),
                 dense: dense.headline(),
                 pruned: judged(model)?.headline(),
-            });
+                beaten: false,
+            };
+            rival.beaten = ours.iter().any(|row| rival.beaten_by(row));
+            all.push(rival);
         }
     }
     Ok(all)

@@ -7,7 +7,23 @@ use super::{Bench, Row};
 pub(super) fn render(bench: &Bench) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["model", "asked", "p50", "min", "figure", "dense", "pruned", "lost", "bar", "bound", "seconds", "MiB", "holds"]);
+    table.set_header([
+        "model",
+        "asked",
+        "p50",
+        "p95",
+        "min",
+        "figure",
+        "dense",
+        "pruned",
+        "lost",
+        "bar",
+        "bound",
+        "predicted",
+        "seconds",
+        "MiB",
+        "holds",
+    ]);
     for row in &bench.rows {
         for (at, figure) in row.figures.iter().enumerate() {
             let first = |text: String| if at == 0 { text } else { String::new() };
@@ -15,6 +31,7 @@ pub(super) fn render(bench: &Bench) -> String {
                 first(row.fixture.clone()),
                 first(format!("{:.1}x", row.asked)),
                 first(format!("{:.2}x", row.speedup_p50)),
+                first(format!("{:.2}x", row.speedup_p95)),
                 first(format!("{:.2}x", row.speedup_min)),
                 figure.name.to_owned(),
                 format!("{:.4}", figure.dense),
@@ -22,6 +39,7 @@ pub(super) fn render(bench: &Bench) -> String {
                 format!("{:+.4}", figure.lost),
                 figure.bar.map_or(String::new(), |b| format!("{b:.4}")),
                 first(format!("{:+.4}", row.accuracy_lost_bound_95)),
+                first(format!("{:+.1} %", (row.predicted_us / row.measured_us - 1.0) * 100.0)),
                 first(format!("{:.1}", row.seconds)),
                 first(format!("{}", row.peak_memory_bytes >> 20)),
                 first(verdict(row)),
@@ -29,13 +47,25 @@ pub(super) fn render(bench: &Bench) -> String {
         }
     }
     let mut text = format!("{table}\n\n");
-    text.push_str(&format!("predicted against measured latency, median error: {:.1} %\n", bench.prediction_error * 100.0));
-    text.push_str(&format!("wall time of a second target, from the cache: {:.0} % of the first\n", bench.second_target_share * 100.0));
+    for row in &bench.rows {
+        let stages: Vec<String> = row.stages.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect();
+        text.push_str(&format!("{} at {:.1}x, seconds: {}\n", row.fixture, row.asked, stages.join(", ")));
+    }
+    if let Some(error) = bench.prediction_error {
+        text.push_str(&format!("predicted against measured latency, median error: {:.1} %\n", error * 100.0));
+    }
+    if let Some(share) = bench.second_target_share {
+        text.push_str(&format!("wall time of a second target, from the cache: {:.0} % of the first\n", share * 100.0));
+    }
     for rival in &bench.rival {
-        let lost = rival.dense - rival.pruned;
+        let beaten = if rival.beaten { "beaten: a variant above is as fast and loses less" } else { "not beaten by a variant above" };
         text.push_str(&format!(
-            "onnxsim {}: {:.2}x, {} {:.4}, lost {lost:+.4}\n",
-            rival.fixture, rival.speedup_p50, rival.figure, rival.pruned
+            "onnxsim {}: {:.2}x, {} {:.4}, lost {:+.4}; {beaten}\n",
+            rival.fixture,
+            rival.speedup_p50,
+            rival.figure,
+            rival.pruned,
+            rival.lost()
         ));
     }
     text
