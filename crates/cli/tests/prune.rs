@@ -57,6 +57,13 @@ impl Place {
         path
     }
 
+    /// Writes an input of any type and shape.
+    fn array<T: npyz::Serialize + npyz::AutoSerialize>(&self, file: &str, shape: &[u64], data: &[T]) -> PathBuf {
+        let path = self.path(file);
+        array(&mut NpzWriter::create(&path).unwrap(), "input", shape, data);
+        path
+    }
+
     fn labelled(&self, file: &str, rows: usize) -> PathBuf {
         let all = std::fs::read(fixture("fashion-calibration.npz")).unwrap();
         let data = Dataset::parse_npz(&all, &DatasetLimits::default()).unwrap();
@@ -153,6 +160,8 @@ fn data_that_do_not_fit_are_refused_in_words() {
     refused(&place.samples("nan.npz", 4, "input", None, |v| v[800] = f32::NAN), r#""input": NaN or infinity in row 1"#);
     refused(&place.samples("name.npz", 4, "image", None, |_| {}), r#""input": missing"#);
     refused(&fixture("fm-yolo/calibration.npz"), r#""input": missing"#);
+    refused(&place.array("type.npz", &[4, 1, 28, 28], &[0.5f64; 4 * 784]), r#""input": type FP64: expected FP32"#);
+    refused(&place.array("shape.npz", &[4, 1, 14, 56], &[0.5f32; 4 * 784]), r#""input": shape [4, 1, 14, 56]: expected [rows, 1, 28, 28]"#);
     refused(&place.path("missing.npz"), "No such file");
     refused(&fixture("fm-resnet/model.onnx"), "expected an .npz archive");
     let labels = BTreeMap::from([("short", vec![0i64; 3]), ("long", vec![0; 5])]);
@@ -164,6 +173,102 @@ fn data_that_do_not_fit_are_refused_in_words() {
     assert!(code == 1 && message.contains("cannot write /no/such/folder/r.json"), "{code} {message}");
     let (code, message) = place.refusal(&calibration, &[]);
     assert!(code == 2 && message.contains("--target"), "{code} {message}");
+}
+
+#[test]
+fn a_model_that_is_quantised_already_is_refused_in_words() {
+    use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute, node};
+    use pleach_onnx::proto::TensorProto;
+
+    let place = Place::new();
+    let mut graph = GraphBuilder::new("bytes");
+    let x = graph.input("input", ElementKind::Float, &[Dim::Free("rows".to_owned()), Dim::Fixed(16)]);
+    let weights = (0..64).map(|i| (i * 7 % 128) as u8).collect();
+    graph.tensor(TensorProto {
+        name: Some("w".to_owned()),
+        dims: vec![16, 4],
+        data_type: Some(2),
+        raw_data: Some(weights),
+        ..Default::default()
+    });
+    let mut bytes = node("DynamicQuantizeLinear", "bytes", &[&x], "q", vec![]);
+    bytes.output.extend(["scale".to_owned(), "zero".to_owned()]);
+    graph.push(bytes);
+    let sum = graph.node("MatMulInteger", &["q", "w", "zero"], vec![]);
+    let sum = graph.node("Cast", &[&sum], vec![attribute("to", 1i64)]);
+    let y = graph.node("Mul", &[&sum, "scale"], vec![]);
+    graph.output(&y);
+    let model = place.path("bytes.onnx");
+    std::fs::write(&model, graph.build().unwrap().encode()).unwrap();
+    let data = place.array("c.npz", &[8, 16], &[0.5f32; 8 * 16]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    command.arg("prune").arg(&model).arg("--calibration").arg(&data).args(["--target", "speedup=2", "--no-cache", "--out"]);
+    let output = command.arg(place.path("out.onnx")).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("1 MatMulInteger") && message.contains("already quantised"), "{message}");
+    assert!(!place.path("out.onnx").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_leaves_no_half_model() {
+    let place = Place::new();
+    let calibration = place.labelled("c.npz", 24);
+    // No file may grow beyond 64 KiB: the report fits, the model does not.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 128; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_pleach"), "prune"])
+        .arg(fixture("fm-resnet/model.onnx"))
+        .arg("--calibration")
+        .arg(&calibration)
+        .args(["--max-size", "2MB", "--cache"])
+        .arg(place.path("cache"))
+        .arg("--report")
+        .arg(place.path("r.json"))
+        .arg("--out")
+        .arg(place.path("out.onnx"))
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("out.onnx") && message.contains("File too large"), "{message}");
+    assert!(
+        message.contains("what was found out about the model is not kept") || message.contains("the next run will take as long"),
+        "{message}"
+    );
+    let files =
+        |folder: &Path| -> Vec<_> { std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect() };
+    let mut left = files(place.folder.path());
+    left.sort();
+    assert_eq!(left, ["c.npz", "cache", "r.json"]);
+    assert!(
+        files(&place.path("cache")).iter().all(|f| !f.starts_with('.') && !f.starts_with("analysis")),
+        "{:?}",
+        files(&place.path("cache"))
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_stopped_goes_on_where_its_last_part_ended() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let place = Place::new();
+    let calibration = place.labelled("c.npz", 48);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
+    command.arg("prune").arg(fixture("fm-resnet/model.onnx")).arg("--calibration").arg(&calibration).args(["--max-size", "2MB"]);
+    command.arg("--out").arg(place.path("out.onnx")).arg("--cache").arg(place.path("cache"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("timing standard kernels")), "the analysis is made");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(!place.path("out.onnx").exists());
+    let report = report(&place.prune(&calibration, &["--max-size", "2MB", "--output", "json"]));
+    assert!(report["seconds"].get("statistics").is_none() && report["seconds"].get("probe").is_none(), "{}", report["seconds"]);
+    assert!(place.path("out.onnx").exists());
 }
 
 #[cfg(unix)]

@@ -24,6 +24,7 @@ use crate::lowrank::Factors;
 use crate::network::{Layer, Network, constants_of, model_error, runtime as failed, weights_of, with_biases};
 use crate::progress::{Progress, Stage, step};
 use crate::proof;
+use crate::quantized;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
 use crate::run::{Batch, Inputs, Overrides};
@@ -39,7 +40,7 @@ const PROBES: [f64; 4] = [0.75, 0.5, 0.25, 0.125];
 const HELD_ROWS: (usize, usize) = (256, 8);
 /// Most bytes of answers to the rows that are held out.
 const HELD_BYTES: usize = 256 << 20;
-/// Step of the ranks that are probed.
+/// Step of the levels that are probed.
 const RANK_STEP: usize = 16;
 /// Rows that proofs are run on.
 const PROOF_ROWS: usize = 4;
@@ -115,6 +116,14 @@ impl Analysis {
     /// Wall seconds of each stage of the analysis.
     pub fn seconds(&self) -> &BTreeMap<Stage, f64> {
         &self.seconds
+    }
+
+    /// The network as planned in fewer, faster nodes.
+    ///
+    /// # Errors
+    /// [`PruneError::Model`] when validation finds something in the rewritten graph.
+    pub(crate) fn rewritten(&self, model: &Model, plan: &Plan) -> Result<Model, PruneError> {
+        self.rewriter.apply(model, &self.network.shapes_under(&plan.keep)).map_err(model_error)
     }
 
     /// What a choice at sites makes of the network.
@@ -207,6 +216,7 @@ pub(crate) struct Ready {
 pub(crate) fn ready(bytes: &[u8], calibration: &Dataset, runtime: &dyn Runtime, progress: &dyn Progress) -> Result<Ready, PruneError> {
     step(progress, Stage::Load, 0, 2)?;
     let dense = Model::decode(bytes, &Limits::default()).map_err(model_error)?;
+    quantized::refuse(&dense)?;
     check_data("calibration", bytes, calibration, runtime)?;
     let examples = calibration.inputs().iter().map(|(n, t)| (n.clone(), t.shape().get(1..).unwrap_or_default().to_vec())).collect();
     let folded = with_biases(&prepare(&dense, runtime, &examples).map_err(model_error)?).map_err(model_error)?;
@@ -368,11 +378,12 @@ fn probe(
     let groups = &analysis.network.coupling.groups;
     let held = Held::new(analysis, data);
     let jobs: Vec<(usize, usize)> =
-        (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(g.size).into_iter().map(move |w| (i, w))).collect();
+        (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(&analysis.network, g).into_iter().map(move |w| (i, w))).collect();
     let mut losses: Vec<Vec<(usize, f64)>> = groups.iter().map(|g| vec![(g.size, 0.0)]).collect();
     for (done, &(group, width)) in jobs.iter().enumerate() {
         step(progress, Stage::Probe, done, jobs.len())?;
-        let model = narrowed(analysis, group, width)?;
+        let plan = Plan { keep: [(groups[group].id, kept(&analysis.orders[group], width))].into(), ..Plan::default() };
+        let model = analysis.rewritten(&narrowed(analysis, group, width)?, &plan)?;
         losses[group].push((width, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
     }
     losses.iter_mut().for_each(|l| monotone(l));
@@ -438,8 +449,14 @@ fn probe_constants(
     Ok(losses)
 }
 
-fn probe_widths(size: usize) -> Vec<usize> {
+fn probe_widths(network: &Network, group: &Group) -> Vec<usize> {
+    let size = group.size;
     let mut widths: Vec<usize> = PROBES.iter().map(|share| ((share * size as f64).round() as usize).max(1)).filter(|&w| w < size).collect();
+    // Losses grow fast where little is left, too fast to be guessed.
+    let (least, narrowest) = (levels::least_width(network, group, RANK_STEP), widths.last().copied().unwrap_or(size));
+    if 2 * least <= narrowest {
+        widths.push(least);
+    }
     widths.dedup();
     widths
 }

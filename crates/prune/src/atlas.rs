@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::analysis::Analysis;
 use crate::error::PruneError;
-use crate::levels::{Site, drop_dominated, drop_hopeless};
+use crate::levels::{Plan, Site, drop_dominated, drop_hopeless};
 use crate::progress::Stage;
 use crate::solve::{Choice, Cost, Levels, Problem, Term};
 
@@ -84,6 +84,10 @@ impl AtlasPlan {
                 items.push(whole);
             }
         }
+        let plain = twins::plain(analysis, batch)?;
+        if items.iter().all(|item: &PlanItem| item.key != plain.key) {
+            items.push(plain);
+        }
         Ok(Self { batch, width_step, items })
     }
 
@@ -132,21 +136,31 @@ impl Atlas {
         Ok(problem.cost(&problem.time, &problem.dense()))
     }
 
+    /// Whether the device runs the network faster in fewer nodes than in its own.
+    ///
+    /// # Errors
+    /// [`PruneError::Atlas`] when the atlas is of another model.
+    pub(crate) fn rewrites(&self, analysis: &Analysis) -> Result<bool, PruneError> {
+        let fewer = self.timing(&twins::whole(analysis, &Plan::default(), self.batch)?.key)?;
+        Ok(fewer.min_us <= self.timing(&twins::plain(analysis, self.batch)?.key)?.min_us)
+    }
+
+    fn timing(&self, key: &str) -> Result<&Timing, PruneError> {
+        let found = self.timings.get(key).filter(|t| t.mean_us.is_finite() && t.mean_us > 0.0 && t.min_us > 0.0);
+        found.ok_or_else(|| PruneError::Atlas(format!("no time for {key}: the atlas is of another model or batch")))
+    }
+
     /// The choice of levels as a problem, with the sites it is about: losses, predicted times in microseconds and sizes in bytes.
     pub(crate) fn problem(&self, analysis: &Analysis) -> Result<(Problem, Vec<Site>), PruneError> {
         let grid = Grid::new(&analysis.network, self.width_step);
-        let timing = |key: &str| {
-            let found = self.timings.get(key).filter(|t| t.mean_us.is_finite() && t.mean_us > 0.0 && t.min_us > 0.0);
-            found.ok_or_else(|| PruneError::Atlas(format!("no time for {key}: the atlas is of another model or batch")))
-        };
         // A kernel's fastest call is what the kernel takes; what else a device does to a call shows in whole networks.
-        let whole = |choice: &Choice| timing(&twins::whole(analysis, &analysis.plan(&grid.sites, choice), self.batch)?.key);
+        let whole = |choice: &Choice| self.timing(&twins::whole(analysis, &analysis.plan(&grid.sites, choice), self.batch)?.key);
         let kernels = match Roles::of(&analysis.network, &grid.sites) {
             Some(roles) => {
                 let times = roles.choices.iter().map(|c| whole(c).map(|t| t.min_us)).collect::<Result<Vec<_>, _>>()?;
                 roles.cost(&grid.sites, &times)
             }
-            None => Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| timing(key).map(|t| t.min_us))? },
+            None => Cost { constant: 0.0, terms: grid.time_terms(self.batch, &|key: &str| self.timing(key).map(|t| t.min_us))? },
         };
         let levels = |site: &Site| Levels {
             shares: site.levels.iter().map(|&l| site.left(l) as f64 / site.size.max(1) as f64).collect(),

@@ -76,7 +76,7 @@ impl<'a> Examiner<'a> {
     /// Judges a variant against the model as uploaded.
     pub(crate) fn judge(&self, variant: &Built, batch: usize, runtime: &dyn Runtime) -> Result<Judgement, PruneError> {
         let Self { analysis, data, dense, .. } = self;
-        let (latency, variant) = (variant.latency, &variant.model);
+        let (latency, variant) = (variant.measured.latency, &variant.model);
         let student = Answers::of(&analysis.task, variant, data, runtime)?;
         let refused = |source| PruneError::Data { role: "validation", source };
         let verdict = figures::compare(&analysis.task, data, dense, &student).map_err(refused)?;
@@ -101,21 +101,17 @@ impl<'a> Examiner<'a> {
         })
     }
 
-    /// Latencies on this machine of the model as uploaded and of a variant, interleaved, of one batch.
-    pub(crate) fn latency(&self, variant: &Model, batch: usize, runtime: &dyn Runtime) -> Result<[Timing; 2], PruneError> {
-        self.times([self.analysis.original.clone(), variant.encode()], batch, runtime)
-    }
-
-    /// Latencies on this machine of two models, interleaved, of one batch.
-    pub(crate) fn times(&self, models: [Vec<u8>; 2], batch: usize, runtime: &dyn Runtime) -> Result<[Timing; 2], PruneError> {
+    /// Latencies on this machine of the model as uploaded and of others, interleaved, of one batch.
+    pub(crate) fn times(&self, others: Vec<Vec<u8>>, batch: usize, runtime: &dyn Runtime) -> Result<Vec<Timing>, PruneError> {
         let batch = batch.min(self.data.rows());
         let inputs: Vec<(String, Tensor)> = self.inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, batch))).collect();
-        let models = models.map(|model| TimedModel { model, inputs: inputs.clone() });
+        let models = std::iter::once(self.analysis.original.clone()).chain(others);
+        let models: Vec<_> = models.map(|model| TimedModel { model, inputs: inputs.clone() }).collect();
         let timings = runtime.time(&models, TIMING).map_err(failed(Stage::Evaluate))?;
-        match timings.as_slice() {
-            &[first, second] => Ok([first, second]),
-            other => Err(failed(Stage::Evaluate)(format!("{} timings: expected 2", other.len()).into())),
+        if timings.len() != models.len() {
+            return Err(failed(Stage::Evaluate)(format!("{} timings: expected {}", timings.len(), models.len()).into()));
         }
+        Ok(timings)
     }
 
     /// Most bytes that one call of a variant holds.

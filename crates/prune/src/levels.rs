@@ -12,6 +12,8 @@ use crate::solve::{Choice, Cost, Problem, Term};
 const MOST: usize = 10;
 /// Fewest levels of a group that only matrix products make.
 const LEAST: usize = 4;
+/// What may be left of the least width of a large group that only matrix products make: one part in so many.
+const LITTLE: [usize; 2] = [4, 2];
 /// Most ranks of one layer.
 const MOST_RANKS: usize = 4;
 /// Share of a layer's work at which its factors are worth timing.
@@ -76,7 +78,7 @@ pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
     let groups = network.coupling.groups.iter().enumerate().map(|(place, group)| {
         let level = |w: usize| if w < group.size { Level::Width(w) } else { Level::Keep };
         let flat = flat::readers(network, group).map(|_| Level::Flat);
-        let levels = flat.into_iter().chain(widths(group.size, own_step(network, group, step)).into_iter().map(level)).collect();
+        let levels = flat.into_iter().chain(own_widths(network, group, step).into_iter().map(level)).collect();
         Site { place: Place::Group(place), levels, size: group.size }
     });
     let layers = (0..network.layers.len()).filter_map(|place| {
@@ -88,11 +90,25 @@ pub(crate) fn sites(network: &Network, step: usize) -> Vec<Site> {
     groups.chain(layers).collect()
 }
 
-/// The step of a group's widths. Kernels of matrix products hardly mind odd widths, so small groups of theirs, heads and their dims, are
-/// cut more finely.
-fn own_step(network: &Network, group: &Group, step: usize) -> usize {
+/// The widths of a group. Kernels of matrix products hardly mind odd widths, so small groups of theirs, heads and their dims, are cut
+/// more finely, and of large ones, as those of feed-forward layers, little may be left.
+fn own_widths(network: &Network, group: &Group, step: usize) -> Vec<usize> {
     let linear = |p: &Producer| network.layers.iter().any(|l| l.node == p.node && matches!(l.kind, Kind::Linear { .. }));
-    if group.producers.iter().all(linear) { step.min(group.size.div_ceil(LEAST)).max(1) } else { step }
+    if !group.producers.iter().all(linear) {
+        return widths(group.size, step);
+    }
+    let step = step.min(group.size.div_ceil(LEAST)).max(1);
+    let mut all = widths(group.size, step);
+    let least = all.first().copied().unwrap_or(0);
+    all.extend(LITTLE.map(|share| least / share / step * step).into_iter().filter(|&w| w > 0));
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// The least of a group's widths on a device that favours multiples of `step`.
+pub(crate) fn least_width(network: &Network, group: &Group, step: usize) -> usize {
+    own_widths(network, group, step).first().copied().unwrap_or(group.size)
 }
 
 /// The widths a group of `size` channels may have on a device that favours multiples of `step`: such multiples, and the dense width.

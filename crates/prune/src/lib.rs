@@ -26,6 +26,7 @@ pub mod pipeline;
 mod positions;
 pub mod progress;
 pub mod proof;
+mod quantized;
 mod reconstruct;
 pub mod report;
 mod run;

@@ -36,6 +36,13 @@ impl Factors {
         Ok(Self { first, second: basis.transpose().to_owned() })
     }
 
+    /// Factors of the right shapes, whatever they make: the first columns, and what mixes them evenly.
+    pub(crate) fn leading(weights: &Mat<f64>, rank: usize) -> Self {
+        let rank = rank.min(weights.ncols());
+        let second = Mat::from_fn(rank, weights.ncols(), |_, _| 1.0 / rank.max(1) as f64);
+        Self { first: weights.subcols(0, rank).to_owned(), second }
+    }
+
     /// The matrix they stand for.
     pub(crate) fn product(&self) -> Mat<f64> {
         let mut product = Mat::zeros(self.first.nrows(), self.second.ncols());

@@ -101,6 +101,18 @@ pub(crate) fn reconstruct(
     finished(&solved, network, plan, &factored).map_err(model_error)
 }
 
+/// A network cut as planned, its weights as they were and anything in the place of factors: it takes the time of what
+/// [`reconstruct`] makes.
+pub(crate) fn skeleton(network: &Network, plan: &Plan) -> Result<Model, PruneError> {
+    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
+    let factors = |(&index, &rank): (&usize, &usize)| {
+        let (weights, _) = weights_of(&cut, &network.layers[index])?;
+        Ok((index, Factors::leading(&weights, rank)))
+    };
+    let factored = plan.ranks.iter().map(factors).collect::<Result<Vec<_>, PruneError>>()?;
+    finished(&cut, network, plan, &factored).map_err(model_error)
+}
+
 /// Puts factors and constants in the place of layers.
 fn finished(solved: &Model, network: &Network, plan: &Plan, factored: &[(usize, Factors)]) -> Result<Model, OnnxError> {
     if factored.is_empty() && plan.flat.is_empty() {

@@ -13,7 +13,7 @@ const MOST_BYTES: u64 = 4 << 30;
 /// What the names of all facts begin with.
 const FACTS: [&str; 3] = ["analysis-", "atlas-", "width-step-"];
 /// Part of every name: the version of what the files hold.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-1");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-2");
 
 /// The cache, or nothing where there is no place for one.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use super::grid::{Form, Shape};
 use crate::analysis::Analysis;
 use crate::error::PruneError;
 use crate::levels::Plan;
-use crate::network::{Window, model_error};
-use crate::surgery;
+use crate::network::{Network, Window, model_error};
+use crate::reconstruct::skeleton;
 
 /// Times the same kernel stands in a graph, so that the call and the layout changes at the ends weigh little.
 pub(super) const REPEATS: usize = 4;
@@ -99,12 +99,20 @@ fn layer_form(shape: &Shape, inputs: usize, outputs: usize) -> (Vec<usize>, Vec<
     (vec![outputs, inputs / groups, w.kernel[0], w.kernel[1]], attributes)
 }
 
-/// The whole network as planned, layers in one piece, with every parameter replaced.
+/// The whole network as planned, rewritten, with every parameter replaced.
 pub(super) fn whole(analysis: &Analysis, plan: &Plan, batch: usize) -> Result<PlanItem, PruneError> {
     let network = &analysis.network;
-    let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
-    let rewritten = analysis.rewriter.apply(&cut, &network.shapes_under(&plan.keep)).map_err(model_error)?;
-    let model = blanked(&rewritten).map_err(model_error)?;
+    let rewritten = analysis.rewritten(&skeleton(network, plan)?, plan)?;
+    item(network, &rewritten, batch)
+}
+
+/// The whole network in its own nodes, with every parameter replaced.
+pub(super) fn plain(analysis: &Analysis, batch: usize) -> Result<PlanItem, PruneError> {
+    item(&analysis.network, &analysis.network.model, batch)
+}
+
+fn item(network: &Network, model: &Model, batch: usize) -> Result<PlanItem, PruneError> {
+    let model = blanked(model).map_err(model_error)?;
     let mut inputs = Vec::new();
     for input in model.inputs() {
         let dims = network.shapes.at(&input.name, batch).unwrap_or_default();
