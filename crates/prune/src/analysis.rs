@@ -27,7 +27,7 @@ use crate::proof;
 use crate::quantized;
 use crate::reconstruct::with_constants;
 use crate::report::FrozenPart;
-use crate::run::{Batch, Inputs, Overrides};
+use crate::run::{Batch, Inputs, Overrides, threads};
 use crate::simplify::Rewriter;
 use crate::solve::Choice;
 use crate::statistics::{LayerStatistics, Statistics, collect};
@@ -42,6 +42,8 @@ const HELD_ROWS: (usize, usize) = (256, 8);
 const HELD_BYTES: usize = 256 << 20;
 /// Step of the levels that are probed.
 const RANK_STEP: usize = 16;
+/// Bytes of the models that are probed side by side.
+const PROBE_BYTES: usize = 96 << 20;
 /// Rows that proofs are run on.
 const PROOF_ROWS: usize = 4;
 /// Chooses the permutations and cuts that are proved.
@@ -380,11 +382,16 @@ fn probe(
     let jobs: Vec<(usize, usize)> =
         (groups.iter().enumerate()).flat_map(|(i, g)| probe_widths(&analysis.network, g).into_iter().map(move |w| (i, w))).collect();
     let mut losses: Vec<Vec<(usize, f64)>> = groups.iter().map(|g| vec![(g.size, 0.0)]).collect();
-    for (done, &(group, width)) in jobs.iter().enumerate() {
-        step(progress, Stage::Probe, done, jobs.len())?;
+    let abreast = (PROBE_BYTES / (analysis.original.len() + 1)).clamp(1, threads());
+    let loss = |&(group, width): &(usize, usize)| -> Result<f64, PruneError> {
         let plan = Plan { keep: [(groups[group].id, kept(&analysis.orders[group], width))].into(), ..Plan::default() };
         let model = analysis.rewritten(&narrowed(analysis, group, width)?, &plan)?;
-        losses[group].push((width, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
+        Ok(held.divergence(&model, runtime, Stage::Probe, threads() / abreast)?.max(0.0))
+    };
+    for (done, part) in jobs.chunks(abreast).enumerate() {
+        step(progress, Stage::Probe, done * abreast, jobs.len())?;
+        let found = part.par_iter().map(loss).collect::<Result<Vec<_>, _>>()?;
+        part.iter().zip(found).for_each(|(&(group, width), loss)| losses[group].push((width, loss)));
     }
     losses.iter_mut().for_each(|l| monotone(l));
     Ok(losses)
@@ -413,7 +420,7 @@ fn probe_ranks(
             let moved = |o: usize| (0..weights.nrows()).map(|c| found.mean[c] * (weights[(c, o)] - product[(c, o)])).sum::<f64>();
             let bias: Vec<f64> = bias.iter().enumerate().map(|(o, b)| b + moved(o)).collect();
             let model = with_constants(&network.model, &constants_of(&network.model, layer, &product, &bias))?;
-            points.push((rank, held.divergence(&model, runtime, Stage::Probe)?.max(0.0)));
+            points.push((rank, held.divergence(&model, runtime, Stage::Probe, threads())?.max(0.0)));
         }
         monotone(&mut points);
         losses.insert(index, points);
@@ -444,7 +451,7 @@ fn probe_constants(
             constants.extend(constants_of(&network.model, layer, &Mat::zeros(weights.nrows(), weights.ncols()), &bias));
         }
         let model = with_constants(&network.model, &constants)?;
-        losses.insert(index, held.divergence(&model, runtime, Stage::Probe)?.max(0.0));
+        losses.insert(index, held.divergence(&model, runtime, Stage::Probe, threads())?.max(0.0));
     }
     Ok(losses)
 }
@@ -533,9 +540,9 @@ impl<'a> Held<'a> {
     }
 
     /// Divergence of a model from the dense one on these rows.
-    pub(crate) fn divergence(&self, model: &Model, runtime: &dyn Runtime, stage: Stage) -> Result<f64, PruneError> {
+    pub(crate) fn divergence(&self, model: &Model, runtime: &dyn Runtime, stage: Stage, copies: usize) -> Result<f64, PruneError> {
         let inputs = self.inputs.iter().map(|(n, t)| (*n, t)).collect();
-        let student = self.task.all_answers(model, &inputs, runtime, stage)?;
+        let student = self.task.all_answers(model, &inputs, runtime, stage, copies)?;
         Ok(self.task.divergence(self.teacher, &student, &self.emphasis))
     }
 }

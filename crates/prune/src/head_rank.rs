@@ -24,7 +24,7 @@ use crate::error::PruneError;
 use crate::linear::{Rows, add_product, eigen, gram};
 use crate::network::model_error;
 use crate::progress::{Progress, Stage, step};
-use crate::run::{Batch, Inputs, Runner, floats};
+use crate::run::{Batch, Inputs, Runner, floats, threads};
 use crate::surgery::change_basis;
 use crate::task::Task;
 
@@ -107,7 +107,7 @@ fn collect(
     let all = inputs.values().next().map_or(0, |t| t.rows());
     let batch = Batch::of(model, BATCH_ROWS);
     let mut grams = Grams::new();
-    Runner::new(runtime, &watched, batch.rows, Stage::Statistics)?.for_each(&inputs, batch.fixed, |start, outputs| {
+    Runner::new(runtime, &watched, batch.rows, Stage::Statistics, threads())?.for_each(&inputs, batch.fixed, |start, outputs| {
         step(progress, Stage::Statistics, start, all)?;
         let rows = batch.rows.min(all - start);
         let find = |name: &str| names.iter().position(|n| *n == name).and_then(|i| outputs.get(i));

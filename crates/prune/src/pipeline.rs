@@ -7,6 +7,7 @@ use pleach_domain::DomainError;
 use pleach_domain::dataset::Dataset;
 use pleach_domain::runtime::{Runtime, Timing};
 use pleach_onnx::Model;
+use rayon::prelude::*;
 
 use crate::analysis::{Analysis, Held, Watch, check_data, few_rows};
 use crate::atlas::Atlas;
@@ -17,15 +18,15 @@ use crate::magnitude;
 use crate::network::model_error;
 use crate::progress::{Progress, Stage, Within, step};
 use crate::proof;
-use crate::reconstruct::{Effort, reconstruct, skeleton};
+use crate::reconstruct::{Effort, abreast, reconstruct, skeleton};
 use crate::report::{Feasible, FrontPoint, Goal, GroupWidth, LayerRank, Outcome, Report, Shortfall, Target};
-use crate::run::Inputs;
+use crate::run::{Inputs, threads};
 use crate::solve::{Budget, Choice, Emphasis, Problem};
 use crate::verify::{AIM, Built, Measured, Search};
 use crate::warnings::warnings;
 
-/// Calibration rows and rounds by which candidates are compared.
-const TRIAL: Effort = Effort { rows: 400, rounds: 0 };
+/// Calibration rows by which candidates are compared.
+const TRIAL_ROWS: usize = 400;
 /// Rounds of the delivered variant, on all rows.
 const ROUNDS: usize = 4;
 /// Diverse ways to spend a budget; the uniform one joins them.
@@ -39,10 +40,12 @@ const EMPHASES: [Emphasis; 6] = [
 ];
 /// Neighbours of the best of these that are tried.
 const NEIGHBOURS: usize = 8;
-/// Neighbours that may be worse, one after the other, before the search for better ones ends.
-const VAIN: usize = 3;
+/// Candidates that are solved side by side. What is found must not depend on the number of threads, so this does not.
+const ABREAST: usize = 2;
 /// Candidates that are timed side by side, those of least divergence.
 const FINALISTS: usize = 4;
+/// Share of the goal up to which a cut network is believed to keep it once it is solved and timed again.
+const SURE: f64 = 0.993;
 /// Variants that are solved on all rows at most, when the first turns out slower than its twin was.
 const BUILDS: usize = 3;
 /// Shares of the dense latency at which the front is reported.
@@ -59,12 +62,6 @@ struct Run<'a> {
     rewrite: bool,
     runtime: &'a dyn Runtime,
     progress: &'a dyn Progress,
-}
-
-/// What the budget is, in predicted time, and what is measured over what is predicted there.
-struct Aim {
-    time: f64,
-    slower: f64,
 }
 
 /// Makes the most accurate variant that keeps to `target` on the class of `atlas`; of a target with a goal, on this machine.
@@ -152,15 +149,12 @@ impl Run<'_> {
             };
             return Ok((self.variant(choice, target, examiner, 1.0, watch)?, shortfall));
         }
-        let everything = Budget { time: f64::INFINITY, size };
         let dense = problem.dense();
-        if problem.fits(&dense, everything) {
-            let built = self.variant(dense, target, examiner, 1.0, watch)?;
-            if built.measured.ratio(target) <= 1.0 {
-                return Ok((built, None));
-            }
+        let [whole] = self.measured(std::slice::from_ref(&dense), target, examiner)?.try_into().map_err(|_| few_timings())?;
+        if whole.ratio(target) <= 1.0 && problem.fits(&dense, Budget { time: f64::INFINITY, size }) {
+            return Ok((self.variant(dense, target, examiner, 1.0, watch)?, None));
         }
-        let Some(Aim { mut time, slower }) = watch.time(Stage::Solve, || self.aim(target, size, examiner))? else {
+        let Some(mut time) = watch.time(Stage::Solve, || self.aim(&whole, target, size, examiner))? else {
             let (choice, missed_size) = self.nearest(Budget { time: 0.0, size });
             let built = self.variant(choice, target, examiner, 1.0, watch)?;
             let shortfall = (built.measured.ratio(target) > 1.0).then(|| missed(target, &built));
@@ -169,14 +163,15 @@ impl Run<'_> {
         let mut best: Option<Built> = None;
         for round in 1..=BUILDS {
             let budget = Budget { time: time * (1.0 + 1e-9), size };
-            let Some((choice, ratio)) = watch.time(Stage::Solve, || self.finalist(budget, target, examiner))? else { break };
-            time *= AIM / ratio.max(AIM);
-            if ratio > 1.0 && round < BUILDS {
+            let Some((choice, found)) = watch.time(Stage::Solve, || self.finalist(budget, target, examiner))? else { break };
+            let (ratio, predicted) = (found.ratio(target), problem.cost(&problem.time, &choice));
+            if ratio > SURE && round < BUILDS {
+                time = predicted.min(time) * AIM / ratio;
                 continue;
             }
-            let built = self.variant(choice, target, examiner, slower, watch)?;
+            let built = self.variant(choice, target, examiner, found.latency[1].p50_us / predicted, watch)?;
             let ratio = built.measured.ratio(target);
-            time = time.min(problem.cost(&problem.time, &built.choice) * AIM / ratio);
+            time = predicted.min(time) * AIM / ratio;
             if best.as_ref().is_none_or(|b| ratio < b.measured.ratio(target)) {
                 best = Some(built);
             }
@@ -186,19 +181,18 @@ impl Run<'_> {
         }
         let built = match best {
             Some(built) => built,
-            None => self.variant(self.nearest(Budget { time: 0.0, size }).0, target, examiner, slower, watch)?,
+            None => self.variant(self.nearest(Budget { time: 0.0, size }).0, target, examiner, 1.0, watch)?,
         };
         let shortfall = (built.measured.ratio(target) > 1.0).then(|| missed(target, &built));
         Ok((built, shortfall))
     }
 
-    /// The longest predicted time at which networks keep the goal here, by networks that are cut and not solved; `None` where not
-    /// even the narrowest does.
-    fn aim(&self, target: &Target, size: f64, examiner: &Examiner<'_>) -> Result<Option<Aim>, PruneError> {
+    /// The longest predicted time at which networks keep the goal here, by networks that are cut and not solved; `whole` is what the
+    /// dense one takes. `None` where not even the narrowest keeps it.
+    fn aim(&self, whole: &Measured, target: &Target, size: f64, examiner: &Examiner<'_>) -> Result<Option<f64>, PruneError> {
         let problem = self.problem;
-        let [whole] = self.measured(&[problem.dense()], target, examiner)?.try_into().map_err(|_| few_timings())?;
         let (mut search, mut time) = Search::new(problem.cost(&problem.time, &problem.dense()), whole.ratio(target));
-        let mut aim = None;
+        let mut held = None;
         loop {
             step(self.progress, Stage::Solve, 0, 1)?;
             let fits = problem.solve(Budget { time, size }, EMPHASES[0]);
@@ -208,25 +202,26 @@ impl Run<'_> {
             let next = search.next(predicted, ratio);
             if search.held() == Some(predicted) && ratio <= 1.0 {
                 // What was offered is the budget, not what was taken of it.
-                let time = if time.is_finite() && fits.is_some() { time.max(predicted) } else { predicted };
-                aim = Some(Aim { time, slower: found.latency[1].p50_us / predicted });
+                held = Some(if fits.is_some() { time.max(predicted) } else { predicted });
             }
             match next.filter(|_| fits.is_some()) {
                 Some(next) => time = next,
-                None => return Ok(aim),
+                None => return Ok(held),
             }
         }
     }
 
-    /// Of the candidates that a budget has, the one of least divergence that keeps the goal here when all are cut and timed side by
-    /// side, else the one that comes nearest; with its share of the goal. `None` when nothing fits.
-    fn finalist(&self, budget: Budget, target: &Target, examiner: &Examiner<'_>) -> Result<Option<(Choice, f64)>, PruneError> {
+    /// Of the candidates that a budget has, the one of least divergence that surely keeps the goal here when all are cut and timed side
+    /// by side, else the one that comes nearest; and what it takes. `None` when nothing fits.
+    fn finalist(&self, budget: Budget, target: &Target, examiner: &Examiner<'_>) -> Result<Option<(Choice, Measured)>, PruneError> {
         let mut ranked = self.ranked(budget)?;
         ranked.truncate(FINALISTS);
-        let ratios: Vec<f64> = self.measured(&ranked, target, examiner)?.iter().map(|m| m.ratio(target)).collect();
+        let found = self.measured(&ranked, target, examiner)?;
+        let ratios: Vec<f64> = found.iter().map(|m| m.ratio(target)).collect();
         tracing::debug!(?ratios, "finalists");
-        let found = ratios.iter().position(|&r| r <= 1.0).or_else(|| (0..ratios.len()).min_by(|&a, &b| ratios[a].total_cmp(&ratios[b])));
-        Ok(found.map(|i| (ranked.swap_remove(i), ratios[i])))
+        let nearest = || (0..ratios.len()).min_by(|&a, &b| ratios[a].total_cmp(&ratios[b]));
+        let at = ratios.iter().position(|&r| r <= SURE).or_else(nearest);
+        Ok(at.map(|i| (ranked.swap_remove(i), found[i])))
     }
 
     /// What networks that are cut and not solved take, timed side by side.
@@ -264,19 +259,21 @@ impl Run<'_> {
         });
         let all = candidates.len() + NEIGHBOURS;
         let mut tried: Vec<(f64, Choice)> = Vec::new();
-        for choice in candidates {
-            self.try_out(choice, &mut tried, all)?;
+        for some in candidates.chunks(ABREAST) {
+            self.try_out(some, &mut tried, all)?;
         }
-        let (mut least, mut vain) = (f64::INFINITY, 0);
-        for _ in 0..NEIGHBOURS {
-            let Some((found, now)) = tried.iter().min_by(|a, b| a.0.total_cmp(&b.0)) else { break };
-            let Some(next) = self.problem.neighbour(now, budget, |c| tried.iter().all(|(_, t)| t != c)) else { break };
-            vain = if *found < least { 0 } else { vain + 1 };
-            least = *found;
-            if vain == VAIN {
+        for _ in 0..NEIGHBOURS / ABREAST {
+            let Some((least, now)) = tried.iter().min_by(|a, b| a.0.total_cmp(&b.0)).cloned() else { break };
+            let mut next: Vec<Choice> = Vec::new();
+            for _ in 0..ABREAST {
+                let new = |c: &Choice| tried.iter().all(|(_, t)| t != c) && !next.contains(c);
+                next.extend(problem.neighbour(&now, budget, new));
+            }
+            self.try_out(&next, &mut tried, all)?;
+            // The likeliest came first.
+            if tried.iter().rev().take(next.len()).all(|(found, _)| *found >= least) {
                 break;
             }
-            self.try_out(next, &mut tried, all)?;
         }
         tried.sort_by(|a, b| a.0.total_cmp(&b.0));
         Ok(tried.into_iter().map(|(_, choice)| choice).collect())
@@ -297,13 +294,23 @@ impl Run<'_> {
         (smallest, Some(Shortfall::Size { budget_bytes, smallest_bytes }))
     }
 
-    fn try_out(&self, choice: Choice, tried: &mut Vec<(f64, Choice)>, all: usize) -> Result<(), PruneError> {
-        step(self.progress, Stage::Solve, tried.len(), all)?;
-        let solved = self.reconstructed(&choice, TRIAL, &Within(self.progress))?;
-        let fewer = self.analysis.rewritten(&solved, &self.analysis.plan(self.sites, &choice))?;
-        let divergence = self.held.divergence(&fewer, self.runtime, Stage::Solve)?;
-        tracing::debug!(divergence, ?choice, "candidate");
-        tried.push((divergence, choice));
+    /// Solves candidates on some rows, side by side where memory allows, and says how far each is from the dense model.
+    fn try_out(&self, choices: &[Choice], tried: &mut Vec<(f64, Choice)>, all: usize) -> Result<(), PruneError> {
+        let abreast = abreast(&self.analysis.network, TRIAL_ROWS).min(choices.len()).min(threads());
+        let effort = Effort { rows: TRIAL_ROWS, rounds: 0, copies: threads() / abreast.max(1) };
+        let divergence = |choice: &Choice| {
+            let solved = self.reconstructed(choice, effort, &Within(self.progress))?;
+            let fewer = self.analysis.rewritten(&solved, &self.analysis.plan(self.sites, choice))?;
+            self.held.divergence(&fewer, self.runtime, Stage::Solve, effort.copies)
+        };
+        for some in choices.chunks(abreast.max(1)) {
+            step(self.progress, Stage::Solve, tried.len(), all)?;
+            let found = some.par_iter().map(divergence).collect::<Result<Vec<_>, _>>()?;
+            for (divergence, choice) in found.into_iter().zip(some) {
+                tracing::debug!(divergence, ?choice, "candidate");
+                tried.push((divergence, choice.clone()));
+            }
+        }
         Ok(())
     }
 
@@ -322,12 +329,12 @@ impl Run<'_> {
         slower: f64,
         watch: &mut Watch,
     ) -> Result<Built, PruneError> {
-        let effort = Effort { rows: self.analysis.statistics.fit_rows, rounds: ROUNDS };
+        let effort = Effort { rows: self.analysis.statistics.fit_rows, rounds: ROUNDS, copies: threads() };
         let mut model = watch.time(Stage::Reconstruct, || self.reconstructed(&choice, effort, self.progress))?;
         if let Some(threshold) = target.zero_below {
             model = magnitude::zero_below(&model, threshold).map_err(model_error)?;
         }
-        let divergence = watch.time(Stage::Reconstruct, || self.held.divergence(&model, self.runtime, Stage::Reconstruct))?;
+        let divergence = watch.time(Stage::Reconstruct, || self.held.divergence(&model, self.runtime, Stage::Reconstruct, threads()))?;
         let (model, latency) = watch.time(Stage::Evaluate, || self.faster(model, &choice, target, examiner))?;
         let memory_bytes = examiner.memory_bytes(&model, target.batch, self.runtime)?;
         let predicted_us = slower * self.problem.cost(&self.problem.time, &choice);

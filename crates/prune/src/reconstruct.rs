@@ -54,6 +54,8 @@ pub(crate) struct Effort {
     pub(crate) rows: usize,
     /// Most majorise-minimise rounds.
     pub(crate) rounds: usize,
+    /// Copies of the network that run side by side.
+    pub(crate) copies: usize,
 }
 
 /// Cuts a network as planned and solves what is left. Deterministic.
@@ -72,7 +74,7 @@ pub(crate) fn reconstruct(
     let rows = effort.rows.min(statistics.fit_rows).min(affordable_rows(network));
     let rows = if batch.fixed { rows / batch.rows * batch.rows } else { rows };
     let held = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.slice_rows(0, rows))).collect();
-    let mut frontier = Frontier::new(runtime, &cut, held, batch, Stage::Reconstruct);
+    let mut frontier = Frontier::new(runtime, &cut, held, batch, Stage::Reconstruct, effort.copies);
     let affected = affected(network, plan);
     let dead = flat::dead_layers(network, &plan.flat.iter().copied().collect::<Vec<_>>());
     let mut factored = Vec::new();
@@ -133,6 +135,11 @@ fn affordable_rows(network: &Network) -> usize {
     let size = |name: &str| network.shapes.at(name, 1).map_or(0, |s| s.iter().product::<usize>() * 4);
     let largest = network.layers.iter().map(|l| size(&l.input).max(size(&l.sum))).max().unwrap_or(0);
     (HELD_BYTES / (3 * largest).max(1)).max(1)
+}
+
+/// Reconstructions of so many rows whose activations may be held at the same time.
+pub(crate) fn abreast(network: &Network, rows: usize) -> usize {
+    (affordable_rows(network) / rows.max(1)).max(1)
 }
 
 /// Layers, by place, whose input or partner a plan changes, or that it factors.

@@ -14,8 +14,16 @@ use crate::error::PruneError;
 use crate::network::{model_error, runtime as failed};
 use crate::progress::Stage;
 
+/// Most copies of one model.
+const MOST_COPIES: usize = 8;
+
 /// Rows by input name.
 pub(crate) type Inputs<'a> = BTreeMap<&'a str, &'a Tensor>;
+
+/// Copies of a model that are of use: one for each thread.
+pub(crate) fn threads() -> usize {
+    rayon::current_num_threads().clamp(1, MOST_COPIES)
+}
 
 /// A loaded model and the number of rows it takes at once.
 pub(crate) struct Runner {
@@ -25,11 +33,11 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// Loads one copy of a model for each thread.
-    pub(crate) fn new(runtime: &dyn Runtime, model: &Model, batch: usize, stage: Stage) -> Result<Self, PruneError> {
+    /// Loads so many copies of a model, each for one thread.
+    pub(crate) fn new(runtime: &dyn Runtime, model: &Model, batch: usize, stage: Stage, copies: usize) -> Result<Self, PruneError> {
         let bytes = model.encode();
         let load = |_| runtime.load(&bytes, Optimization::All).map(Mutex::new);
-        let copies = (0..rayon::current_num_threads().clamp(1, 8)).map(load).collect::<Result<_, _>>().map_err(failed(stage))?;
+        let copies = (0..copies.max(1)).into_par_iter().map(load).collect::<Result<_, _>>().map_err(failed(stage))?;
         Ok(Self { copies, batch, stage })
     }
 
@@ -101,12 +109,21 @@ pub(crate) struct Frontier<'a> {
     batch: usize,
     fixed: bool,
     stage: Stage,
+    copies: usize,
 }
 
 impl<'a> Frontier<'a> {
-    pub(crate) fn new(runtime: &'a dyn Runtime, model: &'a Model, inputs: BTreeMap<String, Tensor>, batch: Batch, stage: Stage) -> Self {
+    pub(crate) fn new(
+        runtime: &'a dyn Runtime,
+        model: &'a Model,
+        inputs: BTreeMap<String, Tensor>,
+        batch: Batch,
+        stage: Stage,
+        copies: usize,
+    ) -> Self {
         let skeleton = ModelProto { graph: None, ..model.to_proto() };
-        Self { runtime, model, skeleton, held: inputs, overrides: Overrides::new(), batch: batch.rows, fixed: batch.fixed, stage }
+        let Batch { rows: batch, fixed } = batch;
+        Self { runtime, model, skeleton, held: inputs, overrides: Overrides::new(), batch, fixed, stage, copies }
     }
 
     /// Computes tensors, in one run from what is held, and holds them.
@@ -116,7 +133,7 @@ impl<'a> Frontier<'a> {
             return Ok(());
         }
         let (piece, sources) = self.piece(&missing)?;
-        let runner = Runner::new(self.runtime, &piece, self.batch, self.stage)?;
+        let runner = Runner::new(self.runtime, &piece, self.batch, self.stage, self.copies)?;
         let inputs = self.held.iter().filter(|(name, _)| sources.contains(*name)).map(|(n, t)| (n.as_str(), t)).collect();
         let outputs = runner.run(&inputs, self.fixed)?;
         self.held.extend(missing.iter().map(|m| (*m).to_owned()).zip(outputs));

@@ -17,7 +17,7 @@ use crate::linear::{Rows, gram};
 use crate::network::{Layer, Network, model_error, patches, points};
 use crate::positions::Positions;
 use crate::progress::{Progress, Stage, step};
-use crate::run::{Batch, Inputs, Runner, floats};
+use crate::run::{Batch, Inputs, Runner, floats, threads};
 use crate::task::{Emphasis, Task};
 
 /// Fewest and most output positions of a convolution that are looked at in one image.
@@ -100,7 +100,7 @@ pub(crate) fn collect(
     patch.set_outputs(names.iter().map(|n| value_info(n, ElementKind::Float, None)).collect());
     let watched = network.model.apply(&patch).map_err(model_error)?;
     let batch = Batch::of(&network.model, (BATCH_BYTES / row_bytes(network).max(1)).clamp(1, 64));
-    let runner = Runner::new(runtime, &watched, batch.rows, Stage::Statistics)?;
+    let runner = Runner::new(runtime, &watched, batch.rows, Stage::Statistics, threads())?;
 
     let rows = inputs.values().next().map_or(0, |t| t.rows());
     let mut layers: Vec<Collector> = network.layers.iter().enumerate().map(|(i, l)| Collector::new(network, l, i, fit_rows)).collect();

@@ -194,12 +194,13 @@ impl Task {
         inputs: &Inputs<'_>,
         runtime: &dyn Runtime,
         stage: Stage,
+        copies: usize,
         mut sink: impl FnMut(usize, Rows) -> Result<(), PruneError>,
     ) -> Result<(), PruneError> {
         let batch = Batch::of(model, BATCH_ROWS);
         let names: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
         let all = inputs.values().next().map_or(0, |t| t.rows());
-        Runner::new(runtime, model, batch.rows, stage)?.for_each(inputs, batch.fixed, |start, outputs| {
+        Runner::new(runtime, model, batch.rows, stage, copies)?.for_each(inputs, batch.fixed, |start, outputs| {
             let rows = batch.rows.min(all - start);
             let find = |name: &str| names.iter().position(|n| n == name).and_then(|i| outputs.get(i));
             sink(start, self.answers(rows, find)?)
@@ -210,9 +211,16 @@ impl Task {
     ///
     /// # Errors
     /// As [`Task::for_each_answer`].
-    pub(crate) fn all_answers(&self, model: &Model, inputs: &Inputs<'_>, runtime: &dyn Runtime, stage: Stage) -> Result<Rows, PruneError> {
+    pub(crate) fn all_answers(
+        &self,
+        model: &Model,
+        inputs: &Inputs<'_>,
+        runtime: &dyn Runtime,
+        stage: Stage,
+        copies: usize,
+    ) -> Result<Rows, PruneError> {
         let mut all = Rows::new(0, self.width(), Vec::new());
-        self.for_each_answer(model, inputs, runtime, stage, |_, part| {
+        self.for_each_answer(model, inputs, runtime, stage, copies, |_, part| {
             all.rows += part.rows;
             all.data.extend(part.data);
             Ok(())

@@ -8,7 +8,7 @@ use pleach_onnx::Model;
 use crate::error::PruneError;
 use crate::linear::Rows;
 use crate::progress::Stage;
-use crate::run::{Batch, Inputs};
+use crate::run::{Batch, Inputs, threads};
 use crate::task::{Emphasis, Task, TaskKind, log_distribution};
 
 /// Most bytes of plain values that are kept; rows behind are not judged.
@@ -39,7 +39,7 @@ impl Answers {
         let rows = data.rows().min(most.max(Batch::of(model, 1).rows));
         let parts: Vec<_> = data.inputs().iter().map(|(n, t)| (n.as_str(), t.slice_rows(0, rows))).collect();
         let inputs: Inputs<'_> = parts.iter().map(|(n, t)| (*n, t)).collect();
-        task.for_each_answer(model, &inputs, runtime, Stage::Evaluate, |start, found| {
+        task.for_each_answer(model, &inputs, runtime, Stage::Evaluate, threads(), |start, found| {
             let given: Vec<_> = inputs.iter().map(|(n, t)| (*n, t.slice_rows(start, start + found.rows))).collect();
             if task.kind() != TaskKind::Detection {
                 all.emphasis.extend(task.emphasis(&given.iter().map(|(n, t)| (*n, t)).collect(), &found));
