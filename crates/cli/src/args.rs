@@ -132,7 +132,7 @@ pub struct Inspect {
     #[arg(long = "shape", value_name = "INPUT=LENGTHS", value_parser = parse_shape)]
     pub shapes: Vec<(String, Vec<usize>)>,
     /// ONNX Runtime's library, version 1.28 or newer
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
+    #[arg(long, env = "ORT_DYLIB_PATH", hide_env_values = true, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
 }
 

@@ -85,7 +85,7 @@ pub struct Prune {
     #[arg(long, conflicts_with = "cache")]
     pub no_cache: bool,
     /// ONNX Runtime's library, version 1.28 or newer
-    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
+    #[arg(long, env = "ORT_DYLIB_PATH", hide_env_values = true, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
     /// How the result is printed
     #[arg(long, default_value = "text")]
