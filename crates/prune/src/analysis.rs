@@ -20,7 +20,7 @@ use crate::fold::prepare;
 use crate::head_rank;
 use crate::levels::{self, Level, Place, Plan, Site};
 use crate::linear::{Factor, Rows, add_product, mean_diagonal, principal, rows_of};
-use crate::lowrank::Factors;
+use crate::lowrank::{Factors, Split};
 use crate::network::{Layer, Network, constants_of, model_error, runtime as failed, weights_of, with_biases};
 use crate::progress::{Progress, Stage, step};
 use crate::proof;
@@ -68,6 +68,9 @@ impl From<Criterion> for Options {
     }
 }
 
+/// Losses of one layer by rank, each way to split it.
+pub(crate) type RankLosses = BTreeMap<Split, Vec<(usize, f64)>>;
+
 /// Everything that does not depend on the device: the folded graph, its groups, statistics, orders of removal and the
 /// loss of each group at some widths. Made once per model and criterion, kept in memory, shared between runs.
 #[derive(Debug)]
@@ -82,8 +85,8 @@ pub struct Analysis {
     pub(crate) orders: Vec<Vec<usize>>,
     /// For each group its loss by width, ascending in width, the dense width with loss 0 last.
     pub(crate) losses: Vec<Vec<(usize, f64)>>,
-    /// For each layer that may be factored its loss by rank, ascending, without a rank with loss 0 last.
-    pub(crate) rank_losses: BTreeMap<usize, Vec<(usize, f64)>>,
+    /// For each layer that may be factored its loss by rank, each way to split it, ascending.
+    pub(crate) rank_losses: BTreeMap<usize, RankLosses>,
     /// For each group in whose place there may be a constant, the loss then.
     pub(crate) flat_losses: BTreeMap<usize, f64>,
     /// The model as uploaded.
@@ -133,14 +136,17 @@ impl Analysis {
         levels::plan(&self.network, sites, &self.orders, choice)
     }
 
-    /// Expected loss where so many units or channels are left: log-linear between the probes.
-    pub(crate) fn loss(&self, place: Place, level: Level, left: usize) -> f64 {
-        let points = match place {
-            Place::Group(group) if level == Level::Flat => return self.flat_losses.get(&group).copied().unwrap_or(f64::INFINITY),
-            Place::Group(group) => self.losses.get(group),
-            Place::Layer(layer) => self.rank_losses.get(&layer),
-        };
-        interpolate(points.map_or(&[], Vec::as_slice), left)
+    /// Expected loss of one level alone: log-linear between the probes.
+    pub(crate) fn loss(&self, place: Place, level: Level) -> f64 {
+        match (place, level) {
+            (_, Level::Keep) | (Place::Layer(_), Level::Width(_) | Level::Flat) | (Place::Group(_), Level::Rank(_)) => 0.0,
+            (Place::Group(group), Level::Flat) => self.flat_losses.get(&group).copied().unwrap_or(f64::INFINITY),
+            (Place::Group(group), Level::Width(left)) => interpolate(self.losses.get(group).map_or(&[], Vec::as_slice), left),
+            (Place::Layer(layer), Level::Rank(rank)) => {
+                let points = self.rank_losses.get(&layer).and_then(|l| l.get(&rank.split));
+                points.map_or(f64::INFINITY, |points| interpolate(points, rank.channels))
+            }
+        }
     }
 }
 
@@ -397,13 +403,13 @@ fn probe(
     Ok(losses)
 }
 
-/// The loss of each layer at some ranks: divergence on held rows when it alone is factored.
+/// The loss of each layer at some ranks, each way to split it: divergence on held rows when it alone is factored.
 fn probe_ranks(
     analysis: &Analysis,
     data: &Dataset,
     runtime: &dyn Runtime,
     progress: &dyn Progress,
-) -> Result<BTreeMap<usize, Vec<(usize, f64)>>, PruneError> {
+) -> Result<BTreeMap<usize, RankLosses>, PruneError> {
     let Analysis { network, statistics, .. } = analysis;
     let held = Held::new(analysis, data);
     let sites = levels::sites(network, RANK_STEP);
@@ -414,16 +420,25 @@ fn probe_ranks(
         let (layer, found) = (&network.layers[index], &statistics.layers[index]);
         let [gram] = found.grams.as_slice() else { continue };
         let (weights, bias) = network.weights(layer)?;
-        let mut points = vec![(site.size, 0.0)];
-        for rank in site.levels.iter().filter(|&&l| l != Level::Keep).map(|&l| site.left(l)) {
-            let product = Factors::of(&weights, gram, rank)?.product();
+        let mut all = RankLosses::new();
+        for &level in &site.levels {
+            let Level::Rank(rank) = level else { continue };
+            let product = Factors::of(&weights, gram, rank, layer.kernel())?.product();
             let moved = |o: usize| (0..weights.nrows()).map(|c| found.mean[c] * (weights[(c, o)] - product[(c, o)])).sum::<f64>();
             let bias: Vec<f64> = bias.iter().enumerate().map(|(o, b)| b + moved(o)).collect();
             let model = with_constants(&network.model, &constants_of(&network.model, layer, &product, &bias))?;
-            points.push((rank, held.divergence(&model, runtime, Stage::Probe, threads())?.max(0.0)));
+            let points = all.entry(rank.split).or_insert_with(|| {
+                let [height, width] = layer.kernel();
+                let full = match rank.split {
+                    Split::Pointwise => layer.outputs,
+                    Split::Separable => (layer.inputs * height).min(layer.outputs * width),
+                };
+                vec![(full, 0.0)]
+            });
+            points.push((rank.channels, held.divergence(&model, runtime, Stage::Probe, threads())?.max(0.0)));
         }
-        monotone(&mut points);
-        losses.insert(index, points);
+        all.values_mut().for_each(|points| monotone(points));
+        losses.insert(index, all);
     }
     Ok(losses)
 }

@@ -164,7 +164,7 @@ impl Atlas {
         };
         let levels = |site: &Site| Levels {
             shares: site.levels.iter().map(|&l| site.left(l) as f64 / site.size.max(1) as f64).collect(),
-            losses: site.levels.iter().map(|&l| analysis.loss(site.place, l, site.left(l))).collect(),
+            losses: site.levels.iter().map(|&l| analysis.loss(site.place, l)).collect(),
         };
         let sites = grid.sites.iter().map(levels).collect();
         let mut problem = Problem { sites, time: kernels, size: grid.size(analysis.network.model.encode().len()) };

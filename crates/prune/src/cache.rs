@@ -13,7 +13,7 @@ use pleach_domain::runtime::Runtime;
 use pleach_onnx::{Limits, Model};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::{Analysis, Ready, ready, rewriter};
+use crate::analysis::{Analysis, RankLosses, Ready, ready, rewriter};
 use crate::atlas::fingerprint;
 use crate::criteria::Criterion;
 use crate::error::PruneError;
@@ -25,7 +25,7 @@ use crate::statistics::{LayerStatistics, Statistics};
 use crate::task::{Emphasis, Task};
 
 /// First bytes; the digit is the version of the layout and of what the numbers mean.
-const MARK: &[u8; 16] = b"pleach-analysis2";
+const MARK: &[u8; 16] = b"pleach-analysis3";
 
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -42,7 +42,7 @@ struct Head {
     layers: Vec<LayerHead>,
     orders: Vec<Vec<usize>>,
     losses: Vec<Vec<(usize, f64)>>,
-    rank_losses: BTreeMap<usize, Vec<(usize, f64)>>,
+    rank_losses: BTreeMap<usize, RankLosses>,
     flat_losses: BTreeMap<usize, f64>,
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::coupling::{Group, Keep, Producer};
 use crate::criteria::kept;
 use crate::flat;
+use crate::lowrank::{Rank, Split};
 use crate::network::{Kind, Network};
 use crate::solve::{Choice, Cost, Problem, Term};
 
@@ -14,7 +15,7 @@ const MOST: usize = 10;
 const LEAST: usize = 4;
 /// What may be left of the least width of a large group that only matrix products make: one part in so many.
 const LITTLE: [usize; 2] = [4, 2];
-/// Most ranks of one layer.
+/// Most ranks of one layer, each way to split it.
 const MOST_RANKS: usize = 4;
 /// Share of a layer's work at which its factors are worth timing.
 const WORTH: f64 = 0.8;
@@ -25,7 +26,7 @@ pub(crate) struct Plan {
     /// Units that narrowed groups keep.
     pub(crate) keep: Keep,
     /// Ranks of the layers that become two, by place in the network.
-    pub(crate) ranks: BTreeMap<usize, usize>,
+    pub(crate) ranks: BTreeMap<usize, Rank>,
     /// Layers that put out a constant, by place in the network.
     pub(crate) flat: BTreeSet<usize>,
 }
@@ -46,8 +47,8 @@ pub(crate) enum Level {
     Keep,
     /// The group keeps so many units.
     Width(usize),
-    /// The layer becomes two, with so many channels between them.
-    Rank(usize),
+    /// The layer becomes two.
+    Rank(Rank),
     /// A constant takes the place of what reads the group, and everything before it goes.
     Flat,
 }
@@ -66,7 +67,8 @@ impl Site {
     pub(crate) fn left(&self, level: Level) -> usize {
         match level {
             Level::Keep => self.size,
-            Level::Width(left) | Level::Rank(left) => left,
+            Level::Width(left) => left,
+            Level::Rank(rank) => rank.channels,
             Level::Flat => 0,
         }
     }
@@ -119,18 +121,35 @@ pub fn widths(size: usize, step: usize) -> Vec<usize> {
 }
 
 /// Ranks at which a convolution with a kernel would do less work as two: multiples of the step.
-fn ranks(network: &Network, place: usize, step: usize) -> Vec<usize> {
+fn ranks(network: &Network, place: usize, step: usize) -> Vec<Rank> {
     let layer = &network.layers[place];
-    let plain = matches!(layer.kind, Kind::Conv { groups: 1, .. }) && layer.taps > 1 && !network.input_groups(layer).is_empty();
-    let columns = layer.columns();
-    let work = |rank: usize| (rank * (columns + layer.outputs)) as f64 / (columns * layer.outputs) as f64;
-    let coarse = step.max(1) * (layer.outputs / 2).div_ceil(step.max(1) * MOST_RANKS).max(1);
-    let all = (1..=MOST_RANKS).map(|i| i * coarse).take_while(|&r| r < layer.outputs && work(r) < WORTH);
-    if plain { all.collect() } else { Vec::new() }
+    let Kind::Conv { window, groups: 1 } = &layer.kind else { return Vec::new() };
+    if layer.taps == 1 || network.input_groups(layer).is_empty() {
+        return Vec::new();
+    }
+    let step = step.max(1);
+    let of = |split: Split| {
+        let work = |channels: usize| Rank { split, channels }.work(window, layer.inputs as f64, layer.outputs as f64);
+        let widest = match split {
+            Split::Pointwise => layer.outputs / 2,
+            Split::Separable => (WORTH / work(1)) as usize,
+        };
+        let coarse = step * widest.div_ceil(step * MOST_RANKS).max(1);
+        let rank = move |i: usize| Rank { split, channels: i * coarse };
+        (1..=MOST_RANKS)
+            .map(rank)
+            .filter(|r| work(r.channels) < WORTH && r.pays(window, layer.inputs as f64, layer.outputs as f64))
+            .collect::<Vec<_>>()
+    };
+    let mut all = of(Split::Pointwise);
+    if window.kernel.iter().all(|&k| k > 1) {
+        all.extend(of(Split::Separable));
+    }
+    all
 }
 
-/// What a choice makes of the network; `orders` says which units of a group go first. A rank that is no less than the outputs that
-/// stay factors nothing.
+/// What a choice makes of the network; `orders` says which units of a group go first. A rank at which two layers would be no less than
+/// what is left of the one factors nothing.
 pub(crate) fn plan(network: &Network, sites: &[Site], orders: &[Vec<usize>], choice: &Choice) -> Plan {
     let mut plan = Plan::default();
     for (site, &level) in sites.iter().zip(choice) {
@@ -141,20 +160,27 @@ pub(crate) fn plan(network: &Network, sites: &[Site], orders: &[Vec<usize>], cho
                 plan.keep.insert(found.id, kept(&orders[group], 1));
                 plan.flat.extend(flat::readers(network, found).into_iter().flatten());
             }
-            (Place::Group(group), Level::Width(width) | Level::Rank(width)) => {
+            (Place::Group(group), Level::Width(width)) => {
                 let id = network.coupling.groups[group].id;
                 plan.keep.insert(id, kept(&orders[group], width));
             }
-            (Place::Layer(layer), Level::Rank(rank) | Level::Width(rank)) => {
+            (Place::Layer(layer), Level::Rank(rank)) => {
                 plan.ranks.insert(layer, rank);
             }
+            (Place::Group(_), Level::Rank(_)) | (Place::Layer(_), Level::Width(_)) => {}
         }
     }
-    plan.ranks.retain(|&layer, rank| *rank < network.outputs_staying(&network.layers[layer], &plan.keep).len());
+    let keep = &plan.keep;
+    plan.ranks.retain(|&layer, rank| {
+        let layer = &network.layers[layer];
+        let (inputs, outputs) = (network.inputs_staying(layer, keep).len(), network.outputs_staying(layer, keep).len());
+        layer.window().is_some_and(|w| rank.pays(w, inputs as f64, outputs as f64))
+    });
     plan
 }
 
-/// Drops every level that a wider one equals or beats in measured time, the other sites being dense: it would cost accuracy for nothing.
+/// Sorts each site's levels by falling loss, and drops every one that a level of less loss equals or beats in measured time, the other
+/// sites being dense: it would cost accuracy for nothing.
 pub(crate) fn drop_dominated(problem: &mut Problem, sites: &mut [Site]) {
     for (index, site) in sites.iter_mut().enumerate() {
         let dense = problem.dense();
@@ -164,7 +190,11 @@ pub(crate) fn drop_dominated(problem: &mut Problem, sites: &mut [Site]) {
             problem.cost(&problem.time, &choice)
         };
         let times: Vec<f64> = (0..site.levels.len()).map(time).collect();
-        let keep: Vec<usize> = (0..times.len()).filter(|&l| times[l + 1..].iter().all(|&wider| times[l] < wider)).collect();
+        let losses = &problem.sites[index].losses;
+        let mut order: Vec<usize> = (0..times.len()).collect();
+        order.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
+        let better = |at: usize| order[at + 1..].iter().all(|&l| times[order[at]] < times[l]);
+        let keep: Vec<usize> = (0..order.len()).filter(|&at| better(at)).map(|at| order[at]).collect();
         site.levels = keep.iter().map(|&l| site.levels[l]).collect();
         restrict(problem, index, &keep);
     }

@@ -43,6 +43,7 @@ pub use atlas::{Atlas, AtlasPlan, PlanItem};
 pub use criteria::Criterion;
 pub use error::PruneError;
 pub use evaluate::quality;
+pub use lowrank::Split;
 pub use pipeline::prune;
 pub use progress::{Progress, Silent, Stage};
 pub use report::{Feasible, FrontPoint, FrozenPart, Goal, GroupWidth, LayerRank, Outcome, Quality, Report, Shortfall, Target, Worth};

@@ -1,20 +1,79 @@
 //! Low rank: a layer as two smaller ones.
 //!
-//! W `[columns, outputs]` with the centred Gram matrix S of its columns puts out W'S W; with U the leading eigenvectors of that, the
-//! product (W U) Uᵀ is the matrix of that rank whose output is nearest (principal components of the responses, Zhang et al. 2015).
-//! Its first factor keeps the kernel, the second is 1 x 1.
+//! W `[columns, outputs]` with the centred Gram matrix S of its columns puts out W'S W. *Pointwise*: with U the leading eigenvectors of
+//! that, the product (W U) Uᵀ is the matrix of that rank whose output is nearest (principal components of the responses, Zhang et al.
+//! 2015); its first factor keeps the kernel, the second is 1 x 1. *Separable*: a kernel of h x w becomes h x 1 and 1 x w (Jaderberg et
+//! al. 2014). W is read as V `[inputs * h, w * outputs]`, S summed over the columns of the kernel is the Gram matrix of V's rows, and the
+//! same eigenvectors give the first factor; the second is then solved by least squares under S itself.
 
 use faer::Mat;
 use pleach_onnx::builder::{attribute, node};
+use pleach_onnx::proto::AttributeProto;
 use pleach_onnx::{Model, OnnxError, Patch};
+use serde::{Deserialize, Serialize};
 
 use crate::error::PruneError;
-use crate::linear::{add_product, leading_eigenvectors};
-use crate::network::{Kind, Layer, stored};
+use crate::linear::{Factor, add_product, leading_eigenvectors, mean_diagonal};
+use crate::network::{Kind, Layer, Window, stored};
 
-/// Two factors, `[columns, rank]` and `[rank, outputs]`.
+/// Ridge of the second factor's solve, as a share of the mean diagonal.
+const RIDGE: f64 = 1e-6;
+
+/// How a layer becomes two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// The whole kernel, then 1 x 1.
+    Pointwise,
+    /// The kernel's height, then its width.
+    Separable,
+}
+
+/// What lies between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rank {
+    pub(crate) split: Split,
+    pub(crate) channels: usize,
+}
+
+impl Rank {
+    /// Multiply-accumulates of the two layers, as a share of the one they stand for.
+    pub(crate) fn work(self, window: &Window, inputs: f64, outputs: f64) -> f64 {
+        let [height, width] = window.kernel.map(|k| k as f64);
+        // Between the two the image is narrowed along one axis only.
+        let (first, second) = match self.split {
+            Split::Pointwise => (height * width * inputs, outputs),
+            Split::Separable => (height * inputs * window.strides[1] as f64, width * outputs),
+        };
+        self.channels as f64 * (first + second) / (height * width * inputs * outputs)
+    }
+
+    /// Whether two layers are less than the one.
+    pub(crate) fn pays(self, window: &Window, inputs: f64, outputs: f64) -> bool {
+        self.work(window, inputs, outputs) < 1.0 && (self.split == Split::Separable || (self.channels as f64) < outputs)
+    }
+}
+
+/// A window's two halves, and the height and width of what lies between them.
+pub(crate) fn halves(window: &Window, image: [usize; 2]) -> ([Window; 2], [usize; 2]) {
+    let half = |axis: usize| {
+        let pick = |values: [usize; 2], other: usize| if axis == 0 { [values[0], other] } else { [other, values[1]] };
+        let [top, left, bottom, right] = window.pads;
+        let pads = if axis == 0 { [top, 0, bottom, 0] } else { [0, left, 0, right] };
+        Window { kernel: pick(window.kernel, 1), strides: pick(window.strides, 1), pads, dilations: pick(window.dilations, 1) }
+    };
+    let halves = [half(0), half(1)];
+    let between = halves[0].over(image);
+    (halves, between)
+}
+
+/// Two factors: of the pointwise split `[columns, rank]` and `[rank, outputs]`, of the separable one `[inputs * height, rank]` and
+/// `[rank * width, outputs]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Factors {
+    split: Split,
+    /// Height and width of the kernel.
+    kernel: [usize; 2],
     first: Mat<f64>,
     second: Mat<f64>,
 }
@@ -24,16 +83,37 @@ impl Factors {
     ///
     /// # Errors
     /// [`PruneError::Numerics`] when the responses hold no finite numbers.
-    pub(crate) fn of(weights: &Mat<f64>, gram: &Mat<f64>, rank: usize) -> Result<Self, PruneError> {
-        let outputs = weights.ncols();
-        let mut spread = Mat::zeros(weights.nrows(), outputs);
-        add_product(&mut spread, 1.0, gram, weights);
-        let mut responses = Mat::zeros(outputs, outputs);
-        add_product(&mut responses, 1.0, &weights.transpose().to_owned(), &spread);
-        let basis = leading_eigenvectors(&responses, rank)?;
-        let mut first = Mat::zeros(weights.nrows(), basis.ncols());
-        add_product(&mut first, 1.0, weights, &basis);
-        Ok(Self { first, second: basis.transpose().to_owned() })
+    pub(crate) fn of(weights: &Mat<f64>, gram: &Mat<f64>, rank: Rank, kernel: [usize; 2]) -> Result<Self, PruneError> {
+        match rank.split {
+            Split::Pointwise => {
+                let basis = basis(weights, gram, rank.channels)?;
+                let mut first = Mat::zeros(weights.nrows(), basis.ncols());
+                add_product(&mut first, 1.0, weights, &basis);
+                Ok(Self { split: rank.split, kernel, first, second: basis.transpose().to_owned() })
+            }
+            Split::Separable => Self::separable(weights, gram, rank.channels, kernel),
+        }
+    }
+
+    fn separable(weights: &Mat<f64>, gram: &Mat<f64>, rank: usize, kernel: [usize; 2]) -> Result<Self, PruneError> {
+        let [height, width] = kernel;
+        let rows = weights.nrows() / width;
+        let read = Mat::from_fn(rows, width * weights.ncols(), |r, c| weights[(r * width + c % width, c / width)]);
+        let rows_gram = Mat::from_fn(rows, rows, |i, j| (0..width).map(|x| gram[(i * width + x, j * width + x)]).sum::<f64>());
+        let basis = basis(&read, &rows_gram, rank)?;
+        let mut first = Mat::zeros(rows, basis.ncols());
+        add_product(&mut first, 1.0, &read, &basis);
+        // What the second factor reads, in terms of the columns.
+        let spread = spread(&first, [height, width]);
+        let mut reached = Mat::zeros(gram.nrows(), spread.ncols());
+        add_product(&mut reached, 1.0, gram, &spread);
+        let (across, mut inner) = (spread.transpose().to_owned(), Mat::zeros(spread.ncols(), spread.ncols()));
+        add_product(&mut inner, 1.0, &across, &reached);
+        let mut second = Mat::zeros(spread.ncols(), weights.ncols());
+        add_product(&mut second, 1.0, &reached.transpose().to_owned(), weights);
+        let ridge = RIDGE * mean_diagonal(&inner) + f64::MIN_POSITIVE.sqrt();
+        Factor::new(inner, ridge)?.solve(&mut second);
+        Ok(Self { split: Split::Separable, kernel, first, second })
     }
 
     /// Factors of the right shapes, whatever they make: the first columns, and what mixes them evenly.
@@ -45,10 +125,35 @@ impl Factors {
 
     /// The matrix they stand for.
     pub(crate) fn product(&self) -> Mat<f64> {
-        let mut product = Mat::zeros(self.first.nrows(), self.second.ncols());
-        add_product(&mut product, 1.0, &self.first, &self.second);
+        let first = match self.split {
+            Split::Pointwise => &self.first,
+            Split::Separable => &spread(&self.first, self.kernel),
+        };
+        let mut product = Mat::zeros(first.nrows(), self.second.ncols());
+        add_product(&mut product, 1.0, first, &self.second);
         product
     }
+
+    /// Channels between the two.
+    fn channels(&self) -> usize {
+        self.first.ncols()
+    }
+}
+
+/// The directions in which the responses of weights move most, `[outputs, rank]`.
+fn basis(weights: &Mat<f64>, gram: &Mat<f64>, rank: usize) -> Result<Mat<f64>, PruneError> {
+    let outputs = weights.ncols();
+    let mut moved = Mat::zeros(weights.nrows(), outputs);
+    add_product(&mut moved, 1.0, gram, weights);
+    let mut responses = Mat::zeros(outputs, outputs);
+    add_product(&mut responses, 1.0, &weights.transpose().to_owned(), &moved);
+    leading_eigenvectors(&responses, rank)
+}
+
+/// A first factor `[inputs * height, rank]` at each column of the kernel: `[columns, rank * width]`.
+fn spread(first: &Mat<f64>, [_, width]: [usize; 2]) -> Mat<f64> {
+    let at = |column: usize, c: usize| if column % width == c % width { first[(column / width, c / width)] } else { 0.0 };
+    Mat::from_fn(first.nrows() * width, first.ncols() * width, at)
 }
 
 /// Puts two layers in the place of one, in a patch to a model whose node ids are the network's.
@@ -57,10 +162,21 @@ impl Factors {
 /// [`OnnxError`] when the model is not the network's.
 pub(crate) fn split(model: &Model, layer: &Layer, factors: &Factors, patch: &mut Patch) -> Result<(), OnnxError> {
     let old = model.node(layer.node).ok_or(OnnxError::NoSuchNode(layer.node))?;
-    let (rank, output) = (factors.first.ncols(), old.output(0).unwrap_or_default());
+    let (rank, output) = (factors.channels(), old.output(0).unwrap_or_default());
     let between = model.free_name(&format!("{output}.factor"));
     let second = model.free_name(&format!("{}.factor", layer.weight));
     let dims = model.constant_dims(&layer.weight).unwrap_or_default();
+    if let (Split::Separable, Some(window)) = (factors.split, layer.window()) {
+        let ([tall, wide], _) = halves(window, layer.image);
+        let inputs = dims.get(1).copied().unwrap_or_default();
+        patch.set_floats(model, &layer.weight, &[rank, inputs, tall.kernel[0], 1], &stored(layer, &factors.first))?;
+        patch.set_floats(model, &second, &[factors.second.ncols(), rank, 1, wide.kernel[1]], &stored(layer, &factors.second))?;
+        let one = node("Conv", &format!("{between}.first"), &[old.input(0).unwrap_or_default(), &layer.weight], &between, walk(&tall));
+        let inputs: Vec<&str> = [between.as_str(), second.as_str()].into_iter().chain(old.input(2)).collect();
+        let two = node("Conv", &format!("{between}.second"), &inputs, output, walk(&wide));
+        patch.replace_node(layer.node, vec![one, two]);
+        return Ok(());
+    }
     let (mut first_dims, second_dims, outputs) = match layer.kind {
         Kind::Conv { .. } => (dims.clone(), [&[factors.second.ncols(), rank][..], &vec![1; dims.len() - 2]].concat(), 0),
         Kind::Linear { transposed: true } => (dims.clone(), vec![factors.second.ncols(), rank], 0),
@@ -87,6 +203,17 @@ pub(crate) fn split(model: &Model, layer: &Layer, factors: &Factors, patch: &mut
     Ok(())
 }
 
+/// A window as a Conv's attributes.
+fn walk(window: &Window) -> Vec<AttributeProto> {
+    let ints = |values: &[usize]| values.iter().map(|&v| i64::try_from(v).unwrap_or(i64::MAX)).collect::<Vec<i64>>();
+    vec![
+        attribute("kernel_shape", ints(&window.kernel)),
+        attribute("strides", ints(&window.strides)),
+        attribute("pads", ints(&window.pads)),
+        attribute("dilations", ints(&window.dilations)),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +226,31 @@ mod tests {
         let mut x = noise(500, 2, 3);
         x.data.chunks_mut(2).for_each(|row| row[0] *= 1e-3);
         let w = Mat::from_fn(2, 2, |i, j| if i == j { [5.0, 1.0][i] } else { 0.0 });
-        let product = Factors::of(&w, &gram(x.view(), None), 1).unwrap().product();
+        let rank = Rank { split: Split::Pointwise, channels: 1 };
+        let product = Factors::of(&w, &gram(x.view(), None), rank, [1, 1]).unwrap().product();
         assert!(product[(0, 0)].abs() < 0.1 && (product[(1, 1)] - 1.0).abs() < 1e-3, "{product:?}");
+    }
+
+    #[test]
+    fn a_separable_kernel_is_found_again() {
+        // two inputs, kernel 3 x 2, four outputs: columns (input, y, x)
+        let (tall, wide) = (noise(6, 2, 1), noise(4, 4, 2));
+        let made = |c: usize, o: usize| (0..2).map(|r| f64::from(tall.row(c / 2)[r]) * f64::from(wide.row(r * 2 + c % 2)[o])).sum::<f64>();
+        let w = Mat::from_fn(12, 4, made);
+        let g = gram(noise(300, 12, 3).view(), None);
+        let far = |channels: usize| {
+            let product = Factors::of(&w, &g, Rank { split: Split::Separable, channels }, [3, 2]).unwrap().product();
+            (0..12).flat_map(|c| (0..4).map(move |o| (c, o))).map(|at| (product[at] - w[at]).abs()).fold(0.0, f64::max)
+        };
+        assert!(far(2) < 1e-3 && far(1) > 0.05, "{} {}", far(2), far(1));
+    }
+
+    #[test]
+    fn halves_of_a_strided_window_meet() {
+        let window = Window { kernel: [3, 5], strides: [2, 1], pads: [1, 2, 0, 2], dilations: [1, 1] };
+        let ([tall, wide], between) = halves(&window, [8, 9]);
+        assert_eq!((tall.kernel, tall.strides, tall.pads), ([3, 1], [2, 1], [1, 0, 0, 0]));
+        assert_eq!((wide.kernel, wide.strides, wide.pads), ([1, 5], [1, 1], [0, 2, 0, 2]));
+        assert_eq!(between, [4, 9]);
     }
 }

@@ -27,6 +27,16 @@ pub(crate) struct Window {
     pub(crate) dilations: [usize; 2],
 }
 
+impl Window {
+    /// Height and width of what comes of an image.
+    pub(crate) fn over(&self, image: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|i| {
+            let reach = self.dilations[i] * (self.kernel[i] - 1);
+            (image[i] + self.pads[i] + self.pads[i + 2]).saturating_sub(reach + 1) / self.strides[i].max(1) + 1
+        })
+    }
+}
+
 /// What a layer computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -96,6 +106,11 @@ impl Layer {
         channels.iter().flat_map(|&c| c * self.taps..(c + 1) * self.taps).collect()
     }
 
+    /// Height and width of the kernel; 1 where there is none.
+    pub(crate) fn kernel(&self) -> [usize; 2] {
+        self.window().map_or([1, 1], |w| w.kernel)
+    }
+
     /// Groups of the layer in a model that was cut.
     pub(crate) fn groups_in(&self, cut: &Model) -> usize {
         let declared = cut.node(self.node).and_then(|n| n.int("group")).and_then(|g| usize::try_from(g).ok());
@@ -135,6 +150,11 @@ impl Network {
     pub(crate) fn output_groups(&self, layer: &Layer) -> Narrowing<'_> {
         let of = |group: &'_ Group| group.tensors.iter().position(|t| t.tensor == layer.output && t.axis == layer.axes[1]);
         self.coupling.groups.iter().filter_map(|g| of(g).map(|i| (g, &g.tensors[i].units))).collect()
+    }
+
+    /// Input channels of a layer that stay under `keep`.
+    pub(crate) fn inputs_staying(&self, layer: &Layer, keep: &Keep) -> Vec<usize> {
+        self.staying(&layer.input, layer.axes[0], layer.inputs, keep)
     }
 
     /// Outputs of a layer that stay under `keep`.

@@ -371,7 +371,10 @@ impl Run<'_> {
         let groups = self.analysis.groups().zip(chosen().map(|(site, level)| site.left(level)));
         let layers = &self.analysis.network.layers;
         let factored = chosen().filter_map(|(site, level)| match (site.place, level) {
-            (Place::Layer(layer), Level::Rank(rank)) => Some(LayerRank { layer: layers[layer].output.clone(), rank, of: site.size }),
+            (Place::Layer(layer), Level::Rank(rank)) => {
+                let layer = layers[layer].output.clone();
+                Some(LayerRank { layer, rank: rank.channels, split: rank.split, of: site.size })
+            }
             (Place::Layer(_) | Place::Group(_), _) => None,
         });
         Report {

@@ -23,7 +23,7 @@ use crate::error::PruneError;
 use crate::flat;
 use crate::levels::Plan;
 use crate::linear::{Factor, Rows, View, apply, cross, gram, mean_diagonal};
-use crate::lowrank::{self, Factors};
+use crate::lowrank::{self, Factors, Rank};
 use crate::network::{Layer, Network, constants_of, model_error, patches, points, weights_of};
 use crate::progress::{Progress, Stage, step};
 use crate::run::{Batch, Frontier, Inputs, Overrides, floats};
@@ -250,11 +250,11 @@ fn solve_layer(
     groups: usize,
     old: Old<'_>,
     rounds: usize,
-    rank: Option<usize>,
+    rank: Option<Rank>,
 ) -> Result<Solution, PruneError> {
     let bias = if layer.bias.is_some() { Bias::Free } else { Bias::None };
     if groups == 1 {
-        return solve(sample, old, bias, layer.activation, rounds, rank);
+        return solve(sample, old, bias, layer.activation, rounds, rank.map(|r| (r, layer.kernel())));
     }
     let (columns, outputs) = (sample.x.cols / groups, sample.targets.cols / groups);
     let one = |group: usize| -> Result<Solution, PruneError> {
@@ -283,14 +283,15 @@ pub(crate) enum Bias {
     None,
 }
 
-/// Solves one layer on samples of which the first `fitted` are fitted to (all of them when that is all there are).
+/// Solves one layer on samples of which the first `fitted` are fitted to (all of them when that is all there are); with a rank, of its
+/// kernel, as two.
 pub(crate) fn solve(
     sample: Sample,
     old: Old<'_>,
     bias: Bias,
     activation: Activation,
     rounds: usize,
-    rank: Option<usize>,
+    rank: Option<(Rank, [usize; 2])>,
 ) -> Result<Solution, PruneError> {
     let Sample { mut x, targets, residual, weights, fitted } = sample;
     let fitted = fitted.clamp(1, x.rows.max(1)).min(x.rows);
@@ -346,8 +347,8 @@ pub(crate) fn solve(
     }
     let free = (bias == Bias::Free).then(|| wanted.view().means(fit.weights));
     guard(&mut best, old, free.as_deref());
-    if let Some(rank) = rank {
-        let factors = Factors::of(&best.weights, &gram, rank)?;
+    if let Some((rank, kernel)) = rank {
+        let factors = Factors::of(&best.weights, &gram, rank, kernel)?;
         best.weights = factors.product();
         best.factors = Some(factors);
     }

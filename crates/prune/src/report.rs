@@ -6,6 +6,7 @@ use pleach_domain::metrics::{ClassFigures, Lost};
 use serde::{Deserialize, Serialize};
 
 use crate::criteria::Criterion;
+use crate::lowrank::Split;
 use crate::progress::Stage;
 use crate::task::TaskKind;
 
@@ -292,6 +293,8 @@ pub struct LayerRank {
     pub layer: String,
     /// Channels between the two.
     pub rank: usize,
+    /// What the two are.
+    pub split: Split,
     /// Outputs of the dense layer.
     pub of: usize,
 }

@@ -13,7 +13,7 @@ use pleach_domain::runtime::{Optimization, Runtime};
 use pleach_inference::{OrtOptions, OrtRuntime};
 use pleach_onnx::Model;
 use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder, attribute};
-use pleach_prune::{Atlas, AtlasPlan, Criterion, Outcome, Silent, Target, analyse, prune};
+use pleach_prune::{Atlas, AtlasPlan, Criterion, Outcome, Silent, Split, Target, analyse, prune};
 
 static RUNTIME: LazyLock<OrtRuntime> = LazyLock::new(|| {
     OrtRuntime::new(OrtOptions { library: None, threads: NonZeroUsize::MIN }).expect("ORT_DYLIB_PATH must name the ONNX Runtime library")
@@ -112,4 +112,45 @@ fn dead_branch_behind_an_add_becomes_a_constant() {
 #[test]
 fn dead_branch_in_a_concat_becomes_a_constant() {
     dead_branch_goes("Concat");
+}
+
+/// A classifier whose second convolution, 3 x 3 over two rows at a time, is 3 x 1 to 16 channels and 1 x 3 from them.
+fn with_separable_kernel() -> Vec<u8> {
+    let mut graph = GraphBuilder::new("separable");
+    let x = graph.input("x", ElementKind::Float, &[Dim::Free("n".to_owned()), Dim::Fixed(3), Dim::Fixed(SIDE), Dim::Fixed(SIDE)]);
+    let y = conv(&mut graph, &x, 3, 64, 0.1);
+    let y = graph.node("Relu", &[&y], vec![]);
+    let (tall, wide) = (noise(16 * 64 * 3, 21), noise(64 * 16 * 3, 22));
+    let at = |i: usize| {
+        let (o, c, y, x) = (i / 576, i / 9 % 64, i / 3 % 3, i % 3);
+        (0..16).map(|r| tall[(r * 64 + c) * 3 + y] * wide[(o * 16 + r) * 3 + x]).sum::<f32>() * 0.04
+    };
+    let w = graph.floats("separable", &[64, 64, 3, 3], &(0..64 * 64 * 9).map(at).collect::<Vec<_>>());
+    let b = graph.floats("separable.bias", &[64], &noise(64, 23));
+    let y = graph.node("Conv", &[&y, &w, &b], vec![attribute("pads", vec![1i64, 1, 1, 1]), attribute("strides", vec![2i64, 1])]);
+    let y = graph.node("Relu", &[&y], vec![]);
+    let y = graph.node("GlobalAveragePool", &[&y], vec![]);
+    let y = graph.node("Flatten", &[&y], vec![]);
+    let w = graph.floats("head", &[5, 64], &noise(320, 99));
+    let b = graph.floats("head.bias", &[5], &[0.0; 5]);
+    let y = graph.node("Gemm", &[&y, &w, &b], vec![attribute("transB", 1i64)]);
+    graph.output(&y);
+    graph.build().unwrap().encode()
+}
+
+#[test]
+fn a_separable_kernel_becomes_a_tall_and_a_wide_one() {
+    let (model, data) = (with_separable_kernel(), data());
+    let analysis = analyse(&model, &data, Criterion::Obs, &*RUNTIME, &Silent).unwrap();
+    let plan = AtlasPlan::for_model(&analysis, 1, 16).unwrap();
+    let atlas = Atlas::measure(&*RUNTIME, &plan, Duration::from_millis(30)).unwrap();
+    let latency_us = 0.6 * atlas.dense_latency_us(&analysis).unwrap();
+    let target = Target { latency_us, batch: 1, ..Target::default() };
+    let Outcome::Made { model: pruned, report } = prune(&analysis, &atlas, &target, &data, &data, &*RUNTIME, &Silent).unwrap() else {
+        panic!("rejected");
+    };
+    assert!(matches!(report.factored.as_slice(), [only] if only.split == Split::Separable), "{:?}", report.factored);
+    let (before, after) = (run(&model, 3), run(&pruned, 3));
+    let scale = before.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 0.02 * scale), "{before:?} {after:?}");
 }

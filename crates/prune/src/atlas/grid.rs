@@ -10,10 +10,11 @@ use crate::coupling::Units;
 use crate::error::PruneError;
 use crate::flat;
 use crate::levels::{Level, Place as Where, Site, sites};
+use crate::lowrank::{Rank, Split, halves};
 use crate::network::{Kind, Layer, Network, Window};
 use crate::solve::{Choice, Cost, Term};
 
-/// Most kernels of one plan.
+/// Most kernels of one plan, as long as that leaves more than two widths on an axis.
 const MOST_KERNELS: usize = 160;
 /// Most measured widths on one axis of a kernel.
 const MOST_ANCHORS: usize = 4;
@@ -43,6 +44,17 @@ pub(super) enum Form {
     /// A Gemm, or a MatMul on sequences.
     Linear,
 }
+
+/// What of a layer a kernel stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Whole,
+    First(Split),
+    Second(Split),
+}
+
+/// A kernel that a layer may need, and the pairs of widths it is measured at.
+type Kernel = (Part, Shape, Vec<(usize, usize)>);
 
 /// One layer's place in the grid.
 struct Place {
@@ -116,7 +128,7 @@ impl Grid {
     /// The kernels to be timed, each once.
     pub(super) fn kernels(&self, batch: usize) -> Result<Vec<PlanItem>, PruneError> {
         let mut items = BTreeMap::new();
-        for (shape, pairs) in self.places.iter().flat_map(|p| p.kernels(&self.sites)) {
+        for (_, shape, pairs) in self.places.iter().flat_map(|p| p.kernels(&self.sites)) {
             for (inputs, outputs) in pairs {
                 let key = twins::key(&shape, inputs, outputs, batch);
                 if let std::collections::btree_map::Entry::Vacant(entry) = items.entry(key.clone()) {
@@ -130,15 +142,18 @@ impl Grid {
     /// The layers' times as terms over the sites' levels; `us` gives the measured time of a key.
     pub(super) fn time_terms(&self, batch: usize, us: &impl Fn(&str) -> Result<f64, PruneError>) -> Result<Vec<Term>, PruneError> {
         let term = |place: &Place| {
-            let mut measured = Vec::new();
-            for (shape, pairs) in place.kernels(&self.sites) {
+            let mut measured = BTreeMap::new();
+            for (part, shape, pairs) in place.kernels(&self.sites) {
                 let time = |&(i, o): &(usize, usize)| Ok(((i, o), us(&twins::key(&shape, i, o, batch))? / twins::REPEATS as f64));
-                measured.push(Surface::new(pairs.iter().map(time).collect::<Result<_, PruneError>>()?));
+                measured.insert(part, Surface::new(pairs.iter().map(time).collect::<Result<_, PruneError>>()?));
             }
-            let at = |kernel: usize, i: f64, o: f64| measured.get(kernel).map_or(0.0, |m: &Surface| m.at(i, o));
+            let at = |part: Part, i: f64, o: f64| measured.get(&part).map_or(0.0, |m: &Surface| m.at(i, o));
             Ok(self.term(place, |inputs, outputs, rank| match rank {
-                Some(rank) if rank < outputs => at(1, inputs, rank) + at(2, rank, outputs),
-                Some(_) | None => at(0, inputs, outputs),
+                Some(Rank { split, channels }) => {
+                    let between = channels as f64;
+                    at(Part::First(split), inputs, between) + at(Part::Second(split), between, outputs)
+                }
+                None => at(Part::Whole, inputs, outputs),
             }))
         };
         self.places.iter().map(term).collect()
@@ -146,11 +161,15 @@ impl Grid {
 
     /// Bytes of the encoded model, `dense` of them at full width.
     pub(super) fn size(&self, dense: usize) -> Cost {
-        let bytes = |p: &Place, inputs: f64, outputs: f64, rank: Option<f64>| {
+        let bytes = |p: &Place, inputs: f64, outputs: f64, rank: Option<Rank>| {
             let columns = p.per_output(inputs) * p.taps as f64;
-            match rank.filter(|r| *r < outputs) {
-                Some(rank) => 4.0 * (rank * columns + outputs * (1.0 + rank)),
-                None => 4.0 * outputs * (1.0 + columns),
+            match (rank.map(|r| (r.split, r.channels as f64)), p.window()) {
+                (Some((Split::Pointwise, rank)), _) => 4.0 * (rank * columns + outputs * (1.0 + rank)),
+                (Some((Split::Separable, rank)), Some(window)) => {
+                    let [height, width] = window.kernel.map(|k| k as f64);
+                    4.0 * (rank * height * inputs + outputs * (1.0 + width * rank))
+                }
+                (Some((Split::Separable, _)) | None, _) => 4.0 * outputs * (1.0 + columns),
             }
         };
         let terms = self.places.iter().map(|p| self.term(p, |i, o, r| bytes(p, i, o, r))).collect();
@@ -158,7 +177,7 @@ impl Grid {
         Cost { constant: dense as f64 - full, terms }
     }
 
-    fn term(&self, place: &Place, value: impl Fn(f64, f64, Option<f64>) -> f64) -> Term {
+    fn term(&self, place: &Place, value: impl Fn(f64, f64, Option<Rank>) -> f64) -> Term {
         let extra = place.killers.iter().copied().filter(|k| place.groups.iter().all(|g| g.0 != *k));
         let sites: Vec<usize> = place.groups.iter().map(|g| g.0).chain(extra).chain(place.rank).collect();
         let mut table = Vec::new();
@@ -172,7 +191,7 @@ impl Grid {
                 outputs -= gone * per_output;
             }
             let rank = place.rank.zip(levels.last()).and_then(|(site, &l)| match self.sites[site].levels[l] {
-                Level::Rank(rank) => Some(rank as f64),
+                Level::Rank(rank) => place.window().is_some_and(|w| rank.pays(w, inputs, outputs)).then_some(rank),
                 Level::Keep | Level::Width(_) | Level::Flat => None,
             });
             let dead = sites.iter().zip(&levels).any(|(&s, &l)| place.killers.contains(&s) && self.sites[s].levels[l] == Level::Flat);
@@ -195,6 +214,13 @@ impl Place {
         matches!(self.shape.form, Form::Depthwise(_))
     }
 
+    fn window(&self) -> Option<&Window> {
+        match &self.shape.form {
+            Form::Conv(window, _) | Form::Depthwise(window) => Some(window),
+            Form::Linear => None,
+        }
+    }
+
     /// Input channels that one output is summed over.
     fn per_output(&self, inputs: f64) -> f64 {
         match self.shape.form {
@@ -204,23 +230,34 @@ impl Place {
         }
     }
 
-    /// The kernels that the layer may become and the widths they are measured at: itself, and its two factors.
-    fn kernels(&self, sites: &[Site]) -> Vec<(Shape, Vec<(usize, usize)>)> {
+    /// The kernels that the layer may become and the widths they are measured at: itself, and its two factors each way to split it.
+    fn kernels(&self, sites: &[Site]) -> Vec<Kernel> {
         let cross = |a: &[usize], b: &[usize]| a.iter().flat_map(|&i| b.iter().map(move |&o| (i, o))).collect::<Vec<_>>();
         let [inputs, outputs] = &self.anchors;
         let pairs = if self.depthwise() { outputs.iter().map(|&c| (c, c)).collect() } else { cross(inputs, outputs) };
-        let mut kernels = vec![(self.shape.clone(), pairs)];
-        if let (Some(site), Form::Conv(window, _)) = (self.rank, &self.shape.form) {
-            let ranks: Vec<usize> = sites[site].levels.iter().filter(|l| **l != Level::Keep).map(|&l| sites[site].left(l)).collect();
-            let ends = spread(&ranks, 2);
-            kernels.push((Shape { activation: false, ..self.shape.clone() }, cross(&spread(inputs, 2), &ends)));
-            let image = [0, 1].map(|i| {
-                let reach = window.dilations[i] * (window.kernel[i] - 1);
-                (self.shape.image[i] + window.pads[i] + window.pads[i + 2]).saturating_sub(reach + 1) / window.strides[i].max(1) + 1
-            });
-            let plain = Window { kernel: [1, 1], strides: [1, 1], pads: [0; 4], dilations: [1, 1] };
-            let second = Shape { form: Form::Conv(plain, 1), image, activation: self.shape.activation };
-            kernels.push((second, cross(&ends, &spread(outputs, 2))));
+        let mut kernels = vec![(Part::Whole, self.shape.clone(), pairs)];
+        let (Some(site), Form::Conv(window, _)) = (self.rank, &self.shape.form) else { return kernels };
+        for split in [Split::Pointwise, Split::Separable] {
+            let of = |level: &Level| match level {
+                Level::Rank(rank) if rank.split == split => Some(rank.channels),
+                Level::Rank(_) | Level::Keep | Level::Width(_) | Level::Flat => None,
+            };
+            let ends = spread(&sites[site].levels.iter().filter_map(of).collect::<Vec<_>>(), 2);
+            if ends.is_empty() {
+                continue;
+            }
+            let (windows, between) = match split {
+                Split::Pointwise => {
+                    let plain = Window { kernel: [1, 1], strides: [1, 1], pads: [0; 4], dilations: [1, 1] };
+                    ([window.clone(), plain], window.over(self.shape.image))
+                }
+                Split::Separable => halves(window, self.shape.image),
+            };
+            let [first, second] = windows.map(|w| Form::Conv(w, 1));
+            let first = Shape { form: first, image: self.shape.image, activation: false };
+            kernels.push((Part::First(split), first, cross(&spread(inputs, 2), &ends)));
+            let second = Shape { form: second, image: between, activation: self.shape.activation };
+            kernels.push((Part::Second(split), second, cross(&ends, &spread(outputs, 2))));
         }
         kernels
     }
@@ -328,7 +365,7 @@ fn count(places: &[Place], sites: &[Site]) -> usize {
     let mut all: Vec<(Shape, (usize, usize))> = places
         .iter()
         .flat_map(|p| p.kernels(sites))
-        .flat_map(|(shape, pairs)| pairs.into_iter().map(move |p| (shape.clone(), p)))
+        .flat_map(|(_, shape, pairs)| pairs.into_iter().map(move |p| (shape.clone(), p)))
         .collect();
     all.sort_unstable();
     all.dedup();
