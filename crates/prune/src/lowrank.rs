@@ -216,9 +216,22 @@ fn walk(window: &Window) -> Vec<AttributeProto> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroUsize;
+
+    use pleach_domain::Tensor;
+    use pleach_domain::dataset::Dataset;
+    use pleach_domain::runtime::{Optimization, Runtime};
+    use pleach_inference::{OrtOptions, OrtRuntime};
+    use pleach_onnx::builder::{Dim, ElementKind, GraphBuilder};
+
     use super::*;
+    use crate::analysis::ready;
     use crate::linear::gram;
     use crate::linear::tests::noise;
+    use crate::network::constants_of;
+    use crate::progress::Silent;
+    use crate::reconstruct::with_constants;
 
     #[test]
     fn keeps_the_directions_in_which_the_outputs_move() {
@@ -252,5 +265,53 @@ mod tests {
         assert_eq!((tall.kernel, tall.strides, tall.pads), ([3, 1], [2, 1], [1, 0, 0, 0]));
         assert_eq!((wide.kernel, wide.strides, wide.pads), ([1, 5], [1, 1], [0, 2, 0, 2]));
         assert_eq!(between, [4, 9]);
+    }
+
+    /// The outputs of one convolution of 3 channels to 6 on 2 images of 11 x 13, with the product of its factors and with both.
+    fn whole_and_split(window: &Window, rank: Rank) -> [Vec<f32>; 2] {
+        let runtime = OrtRuntime::new(OrtOptions { library: None, threads: NonZeroUsize::MIN }).expect("ORT_DYLIB_PATH");
+        let mut graph = GraphBuilder::new("window");
+        let dims = [Dim::Free("n".to_owned()), Dim::Fixed(3), Dim::Fixed(11), Dim::Fixed(13)];
+        let x = graph.input("x", ElementKind::Float, &dims);
+        let taps = window.kernel[0] * window.kernel[1];
+        let w = graph.floats("w", &[6, 3, window.kernel[0], window.kernel[1]], &noise(6, 3 * taps, 5).data);
+        let b = graph.floats("b", &[6], &noise(1, 6, 6).data);
+        let y = graph.node("Conv", &[&x, &w, &b], walk(window));
+        graph.output(&y);
+        let data = Tensor::fp32(vec![2, 3, 11, 13], noise(2, 429, 7).data).unwrap();
+        let set = Dataset::new(BTreeMap::from([(x, data.clone())]), None).unwrap();
+        let network = ready(&graph.build().unwrap().encode(), &set, &runtime, &Silent).unwrap().network;
+        let layer = &network.layers[0];
+        let (weights, bias) = network.weights(layer).unwrap();
+        let factors = Factors::of(&weights, &gram(noise(300, 3 * taps, 8).view(), None), rank, layer.kernel()).unwrap();
+        let whole = with_constants(&network.model, &constants_of(&network.model, layer, &factors.product(), &bias)).unwrap();
+        let mut patch = Patch::new();
+        split(&network.model, layer, &factors, &mut patch).unwrap();
+        let parts = network.model.apply(&patch).unwrap();
+        assert_eq!(parts.nodes().filter(|n| n.is("Conv")).count(), 2);
+        [whole, parts].map(|model| {
+            let mut loaded = runtime.load(&model.encode(), Optimization::All).unwrap();
+            loaded.run(&[("x", &data)]).unwrap().remove(0).as_fp32().unwrap().to_vec()
+        })
+    }
+
+    #[test]
+    fn two_layers_equal_the_product_of_their_factors_in_any_window() {
+        let plain = Window { kernel: [3, 3], strides: [1, 1], pads: [1; 4], dilations: [1, 1] };
+        let windows = [
+            plain.clone(),
+            Window { pads: [0; 4], ..plain.clone() },
+            Window { strides: [2, 3], ..plain.clone() },
+            Window { dilations: [2, 3], pads: [2, 0, 1, 3], ..plain },
+            Window { kernel: [2, 5], strides: [2, 1], pads: [1, 2, 0, 2], dilations: [3, 2] },
+        ];
+        for window in &windows {
+            for split in [Split::Pointwise, Split::Separable] {
+                let [whole, parts] = whole_and_split(window, Rank { split, channels: 2 });
+                let scale = whole.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+                assert_eq!(whole.len(), parts.len());
+                assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-5 * scale), "{split:?} {window:?}");
+            }
+        }
     }
 }
