@@ -117,10 +117,12 @@ impl Factors {
     }
 
     /// Factors of the right shapes, whatever they make: the first columns, and what mixes them evenly.
-    pub(crate) fn leading(weights: &Mat<f64>, rank: usize) -> Self {
-        let rank = rank.min(weights.ncols());
-        let second = Mat::from_fn(rank, weights.ncols(), |_, _| 1.0 / rank.max(1) as f64);
-        Self { first: weights.subcols(0, rank).to_owned(), second }
+    pub(crate) fn leading(weights: &Mat<f64>, rank: Rank, kernel: [usize; 2]) -> Self {
+        let Rank { split, channels } = rank;
+        let (outputs, width) = (weights.ncols(), if split == Split::Separable { kernel[1] } else { 1 });
+        let first = Mat::from_fn(weights.nrows() / width, channels, |r, c| weights[(r * width, c % outputs)]);
+        let inner = channels * width;
+        Self { split, kernel, first, second: Mat::from_fn(inner, outputs, |_, _| 1.0 / inner.max(1) as f64) }
     }
 
     /// The matrix they stand for.

@@ -107,9 +107,10 @@ pub(crate) fn reconstruct(
 /// [`reconstruct`] makes.
 pub(crate) fn skeleton(network: &Network, plan: &Plan) -> Result<Model, PruneError> {
     let cut = surgery::prune(&network.model, &network.coupling, &network.shapes, &plan.keep).map_err(model_error)?;
-    let factors = |(&index, &rank): (&usize, &usize)| {
-        let (weights, _) = weights_of(&cut, &network.layers[index])?;
-        Ok((index, Factors::leading(&weights, rank)))
+    let factors = |(&index, &rank): (&usize, &Rank)| {
+        let layer = &network.layers[index];
+        let (weights, _) = weights_of(&cut, layer)?;
+        Ok((index, Factors::leading(&weights, rank, layer.kernel())))
     };
     let factored = plan.ranks.iter().map(factors).collect::<Result<Vec<_>, PruneError>>()?;
     finished(&cut, network, plan, &factored).map_err(model_error)
