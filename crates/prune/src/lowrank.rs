@@ -16,8 +16,8 @@ use crate::error::PruneError;
 use crate::linear::{Factor, add_product, leading_eigenvectors, mean_diagonal};
 use crate::network::{Kind, Layer, Window, stored};
 
-/// Ridge of the second factor's solve, as a share of the mean diagonal.
-const RIDGE: f64 = 1e-6;
+/// Ridges of the second factor's solve, as shares of the mean diagonal: the least that makes a few samples' matrix positive definite.
+const RIDGES: [f64; 4] = [1e-6, 1e-4, 1e-2, 1.0];
 
 /// How a layer becomes two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,8 +111,9 @@ impl Factors {
         add_product(&mut inner, 1.0, &across, &reached);
         let mut second = Mat::zeros(spread.ncols(), weights.ncols());
         add_product(&mut second, 1.0, &reached.transpose().to_owned(), weights);
-        let ridge = RIDGE * mean_diagonal(&inner) + f64::MIN_POSITIVE.sqrt();
-        Factor::new(inner, ridge)?.solve(&mut second);
+        let scale = mean_diagonal(&inner) + f64::MIN_POSITIVE.sqrt();
+        let factor = RIDGES.iter().find_map(|ridge| Factor::new(inner.clone(), ridge * scale).ok());
+        factor.ok_or_else(|| PruneError::Numerics("the rows of a kernel hold no finite numbers".to_owned()))?.solve(&mut second);
         Ok(Self { split: Split::Separable, kernel, first, second })
     }
 
@@ -258,6 +259,16 @@ mod tests {
             (0..12).flat_map(|c| (0..4).map(move |o| (c, o))).map(|at| (product[at] - w[at]).abs()).fold(0.0, f64::max)
         };
         assert!(far(2) < 1e-3 && far(1) > 0.05, "{} {}", far(2), far(1));
+    }
+
+    #[test]
+    fn samples_fewer_than_columns_give_finite_factors() {
+        // 4 samples of 90 columns, of a Gram matrix whose digits are those of single precision
+        let g = gram(noise(4, 90, 3).view(), None);
+        let w = noise(90, 16, 4);
+        let w = Mat::from_fn(90, 16, |c, o| f64::from(w.row(c)[o]));
+        let product = Factors::of(&w, &g, Rank { split: Split::Separable, channels: 16 }, [3, 3]).unwrap().product();
+        assert!((0..90).all(|c| (0..16).all(|o| product[(c, o)].is_finite())));
     }
 
     #[test]
